@@ -1,0 +1,87 @@
+"""What a model is asked to do. The trainer knows :meth:`loss` alone; the evaluator knows the other methods alone."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from models.batch import SequenceBatch
+from models.losses import LossOptions, PopularitySampler, compute_loss
+
+
+class LossOutput(NamedTuple):
+    """A loss that adds up over batches, accumulation steps and processes.
+
+    Attributes:
+        sum: scalar, summed over the targets of the batch.
+        count: scalar int64, how many targets that was.
+    """
+
+    sum: Tensor
+    count: Tensor
+
+
+class Retrieval(nn.Module):
+    """Next-item retrieval: a state for each token, and items as vectors in the same space.
+
+    A model derives from it and writes :meth:`token_states`. The table of item vectors is tied: it is the input embedding
+    and the output layer.
+
+    Args:
+        num_items: items in the catalogue; indices are 1 .. num_items, row 0 of the table is padding.
+        hidden: width ``D`` of states and item vectors.
+        loss: which loss, and its options.
+    """
+
+    def __init__(self, num_items: int, hidden: int, loss: LossOptions) -> None:
+        super().__init__()
+        self.num_items = num_items
+        self.loss_options = loss
+        self.popularity: PopularitySampler | None = None
+        self.item_embedding = nn.Embedding(num_items + 1, hidden, padding_idx=0)
+
+    def token_states(self, batch: SequenceBatch) -> Tensor:
+        """The state after each token, ``[T, D]``; row ``i`` may read tokens up to ``i`` only."""
+        raise NotImplementedError(f"{type(self).__name__} must define token_states")
+
+    def loss(self, batch: SequenceBatch) -> LossOutput:
+        """The training loss over all positions of the batch that have a target."""
+        states = self.token_states(batch)  # [T, D]
+        asked = batch.targets > 0
+        targets, table = batch.targets[asked], self.item_embedding.weight
+        generator = default_generator(states.device)
+        total = compute_loss(self.loss_options, states[asked], table, targets, generator, self.popularity)
+        return LossOutput(total, asked.sum())
+
+    def encode(self, batch: SequenceBatch) -> Tensor:
+        """The state of each row's newest token, ``[U, D]``."""
+        return batch.jagged(self.token_states(batch)).last()
+
+    def item_vectors(self, ids: Tensor) -> Tensor:
+        """The vectors of the items ``ids`` ``[n]``, ``[n, D]``."""
+        return self.item_embedding(ids)
+
+    def score_block(self, states: Tensor, ids: Tensor) -> Tensor:
+        """Scores of the items ``ids`` ``[n]`` for ``states`` ``[U, D]``, ``[U, n]``."""
+        return states @ self.item_vectors(ids).T
+
+
+def default_generator(device: torch.device) -> torch.Generator:
+    """The device's own random generator: its state is part of every checkpoint."""
+    if device.type == "cuda":
+        index = device.index if device.index is not None else torch.cuda.current_device()
+        return torch.cuda.default_generators[index]
+    return torch.default_generator
+
+
+def normal_init(module: nn.Module, std: float = 0.02) -> None:
+    """Linear and embedding weights normal with ``std``, biases zero; meant for ``Module.apply``."""
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(module.weight, std=std)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            with torch.no_grad():
+                module.weight[module.padding_idx].zero_()

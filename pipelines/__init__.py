@@ -1,0 +1,1 @@
+"""Everything around the models: data, training, evaluation, the runbook. ``python -m pipelines`` is its front door."""
