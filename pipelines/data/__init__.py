@@ -1,0 +1,1 @@
+"""From raw files to sequences on disk: fetch, formats, prepare, store, splits, loader."""

@@ -1,0 +1,47 @@
+"""MovieLens in GroupLens's own layouts, plain, unpacked or inside the official zip.
+
+100k ``u.data``: user item rating timestamp, separated by tabs. 1M and 10M ``ratings.dat``: the same with ``::`` (10M
+rates in half stars). 20M, 25M, 32M ``ratings.csv``: commas and the header ``userId,movieId,rating,timestamp``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+
+from pipelines.data.formats.delimited import Column, Layout, read_delimited
+from pipelines.data.formats.raw import locate
+from pipelines.errors import DataError
+
+MEMBERS = ("u.data", "ratings.dat", "ratings.csv")
+_HEADER = ["userId", "movieId", "rating", "timestamp"]
+_COLUMNS = (
+    Column("user_id", 0, "int"),
+    Column("item_id", 1, "int"),
+    Column("rating", 2, "float"),
+    Column("timestamp", 3, "time"),
+)
+_SEPARATORS = {"u.data": "\t", "ratings.dat": "::", "ratings.csv": ","}
+
+
+def read(path: Path, *, member: str | None = None) -> pl.DataFrame:
+    """``user_id`` int64, ``item_id`` int64, ``rating`` float32, ``timestamp`` int64 seconds, in file order.
+
+    Args:
+        path: one of the files above, a folder or a zip that holds one of them.
+        member: its name inside the zip or folder, where several are there.
+    """
+    raw = locate(path, MEMBERS, member)
+    first = raw.first_line()
+    separator = _SEPARATORS.get(raw.name) or ("::" if "::" in first else "\t" if "\t" in first else ",")
+    header = separator == ","
+    if header and first.split(",") != _HEADER:
+        missing = [name for name in _HEADER if name not in first.split(",")]
+        raise DataError(
+            f"columns missing: {', '.join(missing) or 'none, but their order differs'}; found: {first[:200]}; "
+            f"needed: {','.join(_HEADER)}",
+            where=f"{raw.label}:1",
+            fix="Use format csv for other layouts",
+        )
+    return read_delimited(raw, Layout(separator, 4, _COLUMNS, header=header))

@@ -1,0 +1,113 @@
+"""A raw text file, plain or a member of a zip archive, read without unpacking the rest of the archive."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from pipelines.errors import DataError
+
+
+@dataclass(frozen=True)
+class RawFile:
+    """Where raw data lie.
+
+    Attributes:
+        path: the file on disk.
+        member: the name inside the archive at ``path``; None for a plain file.
+    """
+
+    path: Path
+    member: str | None = None
+
+    @property
+    def label(self) -> str:
+        """How messages call the file: ``ml-1m.zip/ml-1m/ratings.dat``."""
+        return f"{self.path}/{self.member}" if self.member else str(self.path)
+
+    @property
+    def name(self) -> str:
+        """The last part of the name, which tells the format."""
+        return (self.member or self.path.name).rsplit("/", 1)[-1]
+
+    @contextmanager
+    def open(self) -> Iterator[IO[bytes]]:
+        """The raw bytes as a stream; damage found while reading (a zip member carries a CRC) becomes a DataError."""
+        try:
+            if self.member is None:
+                with open(self.path, "rb") as stream:
+                    yield stream
+            else:
+                with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as member:
+                    yield member
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise DataError(f"is damaged ({error})", where=str(self.path), fix="Fetch it again") from None
+        except OSError as error:
+            raise DataError(f"cannot be read ({error.strerror or error})", where=self.label) from None
+
+    def read(self) -> bytes:
+        """All bytes."""
+        with self.open() as stream:
+            return stream.read()
+
+    def first_line(self) -> str:
+        """The first line without its end, for telling formats and columns; DataError when the file is empty."""
+        with self.open() as stream:
+            line = stream.readline(1 << 20)
+        if not line.strip():
+            raise DataError("the file is empty" if not line else "the first line is empty", where=self.label)
+        return decoded(line).rstrip("\r\n")
+
+    def lines(self) -> Iterator[tuple[int, str]]:
+        """Line numbers from 1 and lines without their ends; undecodable bytes become U+FFFD."""
+        with self.open() as stream:
+            for number, line in enumerate(stream, start=1):
+                yield number, decoded(line).rstrip("\r\n")
+
+
+def decoded(line: bytes) -> str:
+    """UTF-8 with a byte order mark dropped and bad bytes replaced."""
+    return line.removeprefix(b"\xef\xbb\xbf").decode("utf-8", errors="replace")
+
+
+def locate(path: Path, known_members: Sequence[str], member: str | None = None) -> RawFile:
+    """The raw file at ``path``, which may be a folder or a zip archive that holds it.
+
+    Args:
+        path: a plain file, an unpacked folder or a ``.zip``.
+        known_members: file names (last part) to look for in a folder or archive.
+        member: the exact name inside, where it is known.
+
+    Raises:
+        DataError: nothing there, a damaged archive, or none (or several) of the known names inside.
+    """
+    if not path.exists():
+        raise DataError("no such file", where=str(path), fix="Run `recpod fetch` or check the path")
+    if path.is_dir():
+        names = [str(p.relative_to(path)) for p in sorted(path.rglob("*")) if p.is_file()]
+    elif path.suffix == ".zip":
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = [name for name in archive.namelist() if not name.endswith("/")]
+        except (zipfile.BadZipFile, OSError) as error:
+            raise DataError(f"is not a usable zip archive ({error})", where=str(path), fix="Fetch it again") from None
+    else:
+        return RawFile(path)
+    if member is not None:
+        chosen = [name for name in names if name == member]
+        wanted = member
+    else:
+        chosen = [name for name in names if any(name == k or name.endswith(f"/{k}") for k in known_members)]
+        wanted = " or ".join(known_members)
+    if len(chosen) != 1:
+        found = ", ".join(names[:8]) or "nothing"
+        problem = (
+            f"holds no {wanted}; found: {found}" if not chosen else f"holds several of {wanted}: {', '.join(chosen)}"
+        )
+        raise DataError(problem, where=str(path), fix="Name the one to read with the option `member`")
+    return RawFile(path / chosen[0]) if path.is_dir() else RawFile(path, chosen[0])

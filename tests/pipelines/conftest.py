@@ -1,0 +1,21 @@
+"""Stores in memory, for what comes after the store."""
+
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.data.store import SequenceStore
+
+
+def memory_store(lengths: list[int], num_items: int = 20, seed: int = 0) -> SequenceStore:
+    """Users with the given numbers of events: random items, times that never decrease, ratings that name the event."""
+    rng = np.random.default_rng(seed)
+    events = sum(lengths)
+    return SequenceStore(
+        path=Path("memory"),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        items=rng.integers(1, num_items + 1, events).astype(np.int32),
+        timestamps=978_300_000 + np.cumsum(rng.integers(0, 500, events)).astype(np.int64),
+        features={"ratings": np.arange(events, dtype=np.float32)},
+        manifest={"counts": {"items": num_items}, "content_hash": "0" * 64, "timestamps": "seconds", "source": {"name": "memory"}},
+    )
