@@ -1,0 +1,27 @@
+"""The models by name: what a configuration may ask for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from models.ss4rec import SS4Rec, SS4RecOptions
+from models.tasks import Retrieval
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A model and its options: ``task(num_items, options)`` builds it."""
+
+    options: type[Any]
+    task: type[Retrieval]
+
+
+MODELS: dict[str, ModelEntry] = {
+    "ss4rec": ModelEntry(SS4RecOptions, SS4Rec),
+}
+
+
+def build_model(name: str, num_items: int, options: Any) -> Retrieval:  # noqa: ANN401 - each model has its own options
+    """The model ``name`` for a catalogue of ``num_items``, with ``options`` of the entry's options type."""
+    return MODELS[name].task(num_items, options)
