@@ -47,15 +47,19 @@ def compile_for(
     fixed, warps = constants(module, op, direction == "backward", states)
     if ones:  # the launcher turns every integer that is 1 into a constant, which is another program
         fixed = {**fixed, **{name: 1 for name in kernel.arg_names if name in INTEGERS}}
-    kinds = {name: "i32" for name in INTEGERS} | {name: "*fp32" for name in PARAMETERS} | {"offsets": "*i64"}
+    kinds = dict.fromkeys(INTEGERS, "i32") | dict.fromkeys(PARAMETERS, "*fp32") | {"offsets": "*i64"}
     signature = {name: "constexpr" if name in fixed else kinds.get(name, f"*{dtype}") for name in kernel.arg_names}
-    aligned = {(place,): [["tt.divisibility", 16]] for place, kind in enumerate(signature.values()) if kind != "constexpr"}
+    aligned = {
+        (place,): [["tt.divisibility", 16]] for place, kind in enumerate(signature.values()) if kind != "constexpr"
+    }
     source = triton.compiler.ASTSource(kernel, signature, fixed, aligned)
     target = triton.backends.compiler.GPUTarget("cuda", capability, 32)
     compiled = triton.compile(source, target=target, options={"num_warps": warps})
     cubin = Path(compiled.metadata_group[next(name for name in compiled.metadata_group if name.endswith(".cubin"))])
     cuobjdump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    usage = subprocess.run([cuobjdump, "--dump-resource-usage", cubin], capture_output=True, text=True, check=True).stdout
+    usage = subprocess.run(
+        [cuobjdump, "--dump-resource-usage", cubin], capture_output=True, text=True, check=True
+    ).stdout
     registers, stack, local = (int(re.search(rf"{word}:(\d+)", usage)[1]) for word in ("REG", "STACK", "LOCAL"))
     return compiled, registers, stack + local
 

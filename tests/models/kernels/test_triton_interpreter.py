@@ -14,6 +14,7 @@ pytest.importorskip("triton")
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)  # 15 s of its own on a free core
 def test_kernels_in_the_interpreter() -> None:
     tests = Path(__file__).with_name("test_triton_kernels.py")
     command = [sys.executable, "-m", "pytest", str(tests), "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]

@@ -24,12 +24,12 @@ DEVICE = "cpu" if INTERPRETED else "cuda"
 TOLERANCE = 1e-5 if INTERPRETED else 1e-4  # the GPU's exp is an approximation to a few units in the last place
 OPS = ("selective_scan", "diagonal_scan", "causal_conv")
 CASES = [  # operation, lengths of the rows, width, states or taps
-    ("selective_scan", (1, 9, 17), 20, 32),  # a row of one token, a chunk and one, two chunks and one; half a block of D
+    ("selective_scan", (1, 9, 17), 20, 32),  # rows of one token, a chunk and one, two chunks and one; D over two blocks
     ("selective_scan", (3, 8, 20), 33, 16),
     ("selective_scan", (1, 1, 30), 70, 4),
     ("selective_scan", (10,), 3, 5),  # states that are not a power of two
     ("selective_scan", (2, 9), 1, 1),
-    ("diagonal_scan", (1, 9, 17), 32, 0),
+    ("diagonal_scan", (1, 9, 17), 12, 0),
     ("diagonal_scan", (3, 8, 20), 5, 0),
     ("diagonal_scan", (2, 9), 1, 0),
     ("causal_conv", (1, 2, 37), 40, 4),  # rows shorter than the taps, a row over three tiles
@@ -92,7 +92,7 @@ def test_views_of_a_wider_tensor_are_read_in_place(op: str) -> None:
 @runs_kernels
 @pytest.mark.parametrize("op", OPS)
 def test_bfloat16_is_rounded_at_the_borders_only(op: str) -> None:
-    inputs = [v.to(torch.bfloat16) if v.is_floating_point() else v for v in example(op, (9, 30), 12, 4)]
+    inputs = [v.to(torch.bfloat16) if v.is_floating_point() else v for v in example(op, (3, 14), 12, 4)]
     found = run(kernel(op), [v.to(DEVICE) for v in inputs], op == "diagonal_scan")
     assert {v.dtype for v in found} == {torch.bfloat16}
     # eight bits each for the output and the weights of its sum; sums kept in bfloat16 would be off by several percent
@@ -101,7 +101,7 @@ def test_bfloat16_is_rounded_at_the_borders_only(op: str) -> None:
 
 @runs_kernels
 def test_parameters_may_be_wider_than_activations() -> None:
-    inputs = example("selective_scan", (9, 30), 12, 4)
+    inputs = example("selective_scan", (3, 14), 12, 4)
     mixed = [v.to(torch.bfloat16) if place in (0, 1, 4, 5, 7) else v for place, v in enumerate(inputs)]
     found = run(kernel("selective_scan"), [v.to(DEVICE) for v in mixed], False)
     assert [v.dtype == torch.bfloat16 for v in found] == [True, True, True, False, False, True, True, False, True]
@@ -111,7 +111,17 @@ def test_parameters_may_be_wider_than_activations() -> None:
 @runs_kernels
 def test_small_steps_keep_their_digits() -> None:
     x, dt, bias, a, b, c, skip, z, offsets = (v.to(DEVICE) for v in example("selective_scan", (12,), 8, 4))
-    inputs = [x, dt - 15, bias, a, b, c, torch.zeros_like(skip), z, offsets]  # softplus near 1e-7: log(1 + e) rounds it off
+    inputs = [
+        x,
+        dt - 15,
+        bias,
+        a,
+        b,
+        c,
+        torch.zeros_like(skip),
+        z,
+        offsets,
+    ]  # softplus near 1e-7: log(1 + e) rounds it off
     found = run(kernel("selective_scan"), inputs, False)
     wanted = expected("selective_scan", [v.cpu() for v in inputs])
     assert largest_error(found[:1], wanted[:1]) < TOLERANCE
@@ -119,14 +129,13 @@ def test_small_steps_keep_their_digits() -> None:
 
 @runs_kernels
 @pytest.mark.parametrize("scale", [0.0, 1e-4, 1e6])
-def test_intervals_from_none_to_weeks(scale: float) -> None:
+def test_intervals_from_zero_to_weeks(scale: float) -> None:
     bu, interval, *rest = example("diagonal_scan", (5, 9), 8)
     inputs = [bu, interval.round(decimals=1) * scale, *rest]
     found = run(kernel("diagonal_scan"), [v.to(DEVICE) for v in inputs], True)
     wanted = expected("diagonal_scan", inputs)
-    # exp and sin of a float32 product: at 1e6 its phase is known to 1e-2 only, but the decay has gone to 0 long before
-    assert all(torch.isfinite(v).all() for v in found)
-    assert all(largest_error([one], [other]) < TOLERANCE for one, other in zip(found, wanted, strict=True))
+    for one, other in zip(found, wanted, strict=True):  # of numbers around 1: past 1e5 the step's gradient is 1e-14
+        assert (one - other).abs().max() < TOLERANCE * other.abs().max().clamp_min(0.1)
 
 
 @runs_kernels
