@@ -53,7 +53,8 @@ class Mamba(nn.Module):
 
     def forward(self, x: Tensor, offsets: Tensor) -> Tensor:
         """``x`` ``[T, d_model]`` over packed rows to ``[T, d_model]``."""
-        xs, z = self.in_proj(x).chunk(2, dim=1)  # [T, E] each
+        weight_x, weight_z = self.in_proj.weight.chunk(2)  # two products: no [T, 2E] gradient to put together
+        xs, z = functional.linear(x, weight_x), functional.linear(x, weight_z)  # [T, E] each
         xs = causal_conv(xs, self.conv1d.weight.squeeze(1), self.conv1d.bias, offsets)
         step, b, c = self.x_proj(xs).split([self.dt_rank, self.d_state, self.d_state], dim=1)
         dt = functional.linear(step, self.dt_proj.weight)  # [T, E]; bias and softplus happen inside the scan

@@ -10,6 +10,8 @@ from models.losses.gradients import (
     Precision,
     Wanted,
     compute_dtype,
+    pad_rows,
+    product_rows,
     tokens_at_a_time,
     wide_dtype,
     with_gradients,
@@ -18,7 +20,7 @@ from models.losses.gradients import (
 # Where no logit can leave [-40, 40], exponentials and the sum of 1e15 of them fit float32 and bfloat16 without
 # subtracting the row's maximum first, which saves two passes over the logits (10 of 70 ms at 12,000 x 3,707).
 _SAFE_LOGIT = 40.0
-_ITEMS_AT_A_TIME = 8192  # float32 copies that torch makes of a bfloat16 operand stay this small
+_ITEMS_AT_A_TIME = 8192
 
 
 def full_softmax(
@@ -33,8 +35,9 @@ def full_softmax(
 
     With ``precision="float32"`` value and gradients equal ``F.cross_entropy(states @ table[1:].T, targets - 1,
     reduction="sum")`` to 1e-5. In bfloat16 the logits and the unnormalised probabilities are rounded to 8 bits, which
-    leaves up to 1e-2 of relative, unbiased noise in the gradients while logits stay under 40, and less than 1e-3 in the sum; the target's own logit
-    and the log-sum-exp stay float32. Equal inputs give equal bits on a CPU at equal thread counts.
+    leaves up to 1e-2 of relative, unbiased noise in the gradients while logits stay under 40, and less than 1e-3 in
+    the sum; the target's own logit and the log-sum-exp stay float32. Equal inputs give equal bits on a CPU at equal
+    thread counts.
 
     Args:
         states: ``[M, D]``, only the tokens that have a target; M may be 0.
@@ -58,7 +61,7 @@ def _full_softmax(
     tokens, items = states.shape[0], candidates.shape[0]
     size = tokens_at_a_time(items, states.device, chunk)
     shift = not _logits_are_small(narrow_states, candidates)
-    buffer = candidates.new_empty(min(size, tokens), items)
+    buffer = candidates.new_empty(product_rows(min(size, tokens), size), items)
     places = torch.arange(buffer.shape[0], device=states.device)
     loss = states.new_zeros((), dtype=wide)
     grad_states = torch.empty_like(states) if wanted.states else None
@@ -66,9 +69,11 @@ def _full_softmax(
     for start in range(0, tokens, size):
         rows = slice(start, min(start + size, tokens))
         chunk_states, column = narrow_states[rows], columns[rows, None]  # [C, D], [C, 1]
-        exponentials = buffer[: chunk_states.shape[0]]  # [C, V]
+        count = chunk_states.shape[0]
+        product = buffer[: product_rows(count, size)]  # [C or a little more, V]
+        exponentials = product[:count]  # [C, V]
         target_logit = _target_logits(chunk_states, candidates, column, wide)  # [C, 1]
-        torch.mm(chunk_states, candidates.t(), out=exponentials)
+        torch.mm(pad_rows(chunk_states, len(product)), candidates.t(), out=product)
         if shift:
             maximum = exponentials.amax(1, keepdim=True)
             exponentials.sub_(maximum)
@@ -81,16 +86,17 @@ def _full_softmax(
         if not wanted.any:
             continue
         # d loss / d logit = exponentials / total - one-hot: at the target, exactly minus what the others hold.
-        exponentials.index_put_((places[: column.shape[0]], column[:, 0]), -others[:, 0].to(dtype))
+        exponentials.index_put_((places[:count], column[:, 0]), -others[:, 0].to(dtype))
+        product[count:].zero_()
         if grad_states is not None:
-            grad_states[rows] = torch.mm(exponentials, candidates) / total
+            grad_states[rows] = torch.mm(product, candidates)[:count] / total
         if grad_table is not None:
-            _add_outer(grad_table[1:], exponentials, (chunk_states / total).to(dtype))
+            _add_outer(grad_table[1:], product, pad_rows((chunk_states / total).to(dtype), len(product)))
     return LossAndGradients(loss, grad_states, grad_table)
 
 
 def _logits_are_small(states: Tensor, candidates: Tensor) -> bool:
-    """Whether the Cauchy-Schwarz bound keeps every logit where ``exp`` is safe. A GPU would have to wait for the answer."""
+    """Whether the Cauchy-Schwarz bound keeps every logit where ``exp`` is safe. A GPU would wait for the answer: no."""
     if states.device.type != "cpu" or states.shape[0] == 0:
         return False
     bound = _longest(states) * _longest(candidates)
@@ -99,7 +105,7 @@ def _logits_are_small(states: Tensor, candidates: Tensor) -> bool:
 
 def _longest(vectors: Tensor) -> float:
     """The largest norm among ``vectors`` ``[n, D]``, taken in float32 blocks (a whole copy would be [items, D])."""
-    blocks = vectors.split(_ITEMS_AT_A_TIME)
+    blocks = _blocks(vectors)
     return float(torch.stack([block.float().norm(dim=1).max() for block in blocks]).max())
 
 
@@ -111,11 +117,16 @@ def _target_logits(states: Tensor, candidates: Tensor, column: Tensor, wide: tor
 def _row_sums(exponentials: Tensor, wide: torch.dtype) -> Tensor:
     """``[C, 1]``, accumulated in the wide dtype."""
     return sum(  # type: ignore[return-value]
-        block.sum(1, keepdim=True, dtype=wide) for block in exponentials.split(_ITEMS_AT_A_TIME, dim=1)
+        block.sum(1, keepdim=True, dtype=wide) for block in _blocks(exponentials, dim=1)
     )
 
 
 def _add_outer(gradient: Tensor, weights: Tensor, states: Tensor) -> None:
     """``gradient`` ``[V, D]`` += ``weights`` ``[C, V]`` transposed times ``states`` ``[C, D]``."""
-    for block, part in zip(gradient.split(_ITEMS_AT_A_TIME), weights.split(_ITEMS_AT_A_TIME, dim=1), strict=True):
+    for block, part in zip(_blocks(gradient), _blocks(weights, dim=1), strict=True):
         block.add_(torch.mm(part.t(), states))
+
+
+def _blocks(tensor: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
+    """Views of 8,192 items each along ``dim``: the float32 copies that torch makes of them stay small."""
+    return tensor.split(_ITEMS_AT_A_TIME, dim=dim)  # type: ignore[no-untyped-call]

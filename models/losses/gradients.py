@@ -1,7 +1,7 @@
 """The shape every loss here has: the gradient is computed together with the value, chunk by chunk.
 
-A plain loss leaves ``[M, items]`` logits behind for its backward. The losses of this package compute both gradients while
-a chunk of logits is still warm, keep only ``[M, D]`` and ``[items + 1, D]``, and let the backward scale them.
+A plain loss leaves ``[M, items]`` logits behind for its backward. The losses of this package compute both gradients
+while a chunk of logits is still warm, keep only ``[M, D]`` and ``[items + 1, D]``, and let the backward scale them.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ PRECISIONS: tuple[Precision, ...] = ("auto", "float32", "bfloat16")
 # fastest). GPU: 64M keeps the number of launches small and still is only 128 MB.
 _LOGITS_AT_A_TIME = {"cpu": 3 << 20, "cuda": 64 << 20}
 _TOKENS_AT_LEAST, _TOKENS_AT_MOST = 128, 4096
+_ROW_STEP = 128
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class _GradientInForward(torch.autograd.Function):
     """Holds the gradients computed in the forward until the backward scales them."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, states: Tensor, table: Tensor, compute: Callable[[Wanted], LossAndGradients], wanted: Wanted
     ) -> Tensor:
         result = compute(wanted)
@@ -66,7 +67,7 @@ class _GradientInForward(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         if ctx.gradients is None:
             raise RuntimeError("this loss can be differentiated once: compute it again for a second backward")
         states, table = ctx.gradients
@@ -91,7 +92,7 @@ def with_gradients(states: Tensor, table: Tensor, compute: Callable[[Wanted], Lo
     wanted = Wanted(enabled and states.requires_grad, enabled and table.requires_grad)
     with torch.autocast(states.device.type, enabled=False):
         if wanted.any:
-            return _GradientInForward.apply(states, table, compute, wanted)  # type: ignore[no-any-return]
+            return _GradientInForward.apply(states, table, compute, wanted)  # type: ignore[no-untyped-call]
         with torch.no_grad():
             return compute(wanted).loss
 
@@ -101,8 +102,8 @@ def compute_dtype(states: Tensor, precision: Precision) -> torch.dtype:
 
     Args:
         states: ``[M, D]``.
-        precision: "float32" casts nothing but half types (float64 stays float64); "bfloat16" always rounds; "auto" rounds
-            half types, and float32 on a CPU that multiplies bfloat16 in hardware and on a GPU under autocast.
+        precision: "float32" casts nothing but half types (float64 stays float64); "bfloat16" always rounds; "auto"
+            rounds half types, and float32 on a CPU that multiplies bfloat16 in hardware and on a GPU under autocast.
 
     Raises:
         ValueError: unknown precision.
@@ -133,7 +134,7 @@ def cpu_multiplies_bfloat16() -> bool:
 
     Read from the kernel's list of CPU features, not timed: the same machine must always give the same numbers.
     """
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -158,3 +159,17 @@ def tokens_at_a_time(candidates: int, device: torch.device, chunk: int | None) -
     budget = _LOGITS_AT_A_TIME.get(device.type, _LOGITS_AT_A_TIME["cuda"])
     fitting = budget // max(candidates, 1) // 128 * 128
     return min(max(fitting, _TOKENS_AT_LEAST), _TOKENS_AT_MOST)
+
+
+def product_rows(tokens: int, size: int) -> int:
+    """Rows of a matrix product over ``tokens`` rows of a chunk of at most ``size``: rounded up, the rest is zero.
+
+    oneDNN compiles and keeps a kernel for every new number of rows: batches of ever new lengths cost a compilation each
+    (and 3 GB of kernels after 1,400 steps, measured). Steps of 128 rows leave a handful of shapes.
+    """
+    return min(-(-tokens // _ROW_STEP) * _ROW_STEP, size)
+
+
+def pad_rows(rows: Tensor, count: int) -> Tensor:
+    """``rows`` ``[n, D]`` with zero rows behind, ``[count, D]``."""
+    return rows if rows.shape[0] == count else torch.nn.functional.pad(rows, (0, 0, 0, count - rows.shape[0]))

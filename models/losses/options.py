@@ -23,16 +23,16 @@ class LossOptions:
     """The training loss of a retrieval model."""
 
     name: LossName = "softmax"
-    """``softmax``: cross-entropy over the whole catalogue. ``sampled_softmax``: against negatives shared by the step, for
-    catalogues of more than about 100,000 items. ``bpr``: each target against negatives of its own."""
+    """``softmax``: cross-entropy over the whole catalogue. ``sampled_softmax``: against negatives shared by the step,
+    for catalogues of more than about 100,000 items. ``bpr``: each target against negatives of its own."""
     num_negatives: int | None = None
     """Negatives a step (sampled_softmax) or a token (bpr); null takes 1024 and 1. Not used by softmax."""
     sampler: SamplerName = "uniform"
     """``uniform``, or ``popularity``: in proportion to training counts; sampled_softmax then corrects its logits by the
     log probability of the draw."""
     precision: Precision = "auto"
-    """Of the matrix products: ``float32``, ``bfloat16``, or ``auto``: bfloat16 where the machine multiplies it in hardware.
-    Not used by bpr."""
+    """Of the matrix products: ``float32``, ``bfloat16``, or ``auto``: bfloat16 where the machine multiplies it in
+    hardware. Not used by bpr."""
     chunk: int | None = None
     """Tokens whose logits are held at a time; null chooses by the catalogue and the device."""
 

@@ -11,6 +11,8 @@ from models.losses.gradients import (
     Precision,
     Wanted,
     compute_dtype,
+    pad_rows,
+    product_rows,
     tokens_at_a_time,
     wide_dtype,
     with_gradients,
@@ -85,7 +87,8 @@ def _sampled_softmax(
         chunk_states, chunk_targets = states[rows].to(dtype), targets[rows]  # [C, D], [C]
         target_rows = table.index_select(0, chunk_targets).to(dtype).to(wide)  # [C, D]
         target_logit = (chunk_states.to(wide) * target_rows).sum(1, keepdim=True)  # [C, 1]
-        logits = torch.mm(chunk_states, negative_rows.t()).to(wide)  # [C, K]
+        count, padded = len(chunk_states), product_rows(len(chunk_states), size)
+        logits = torch.mm(pad_rows(chunk_states, padded), negative_rows.t())[:count].to(wide)  # [C, K]
         if correction is not None:
             logits = logits.sub_(correction[0])
             target_logit = target_logit - correction[1][rows, None]
@@ -98,10 +101,11 @@ def _sampled_softmax(
         if not wanted.any:
             continue
         weights, target_weight = exponentials.div_(total).to(dtype), -others / total  # d loss / d logits
+        weights = pad_rows(weights, padded)
         if grad_states is not None:
-            grad_states[rows] = torch.mm(weights, negative_rows) + target_weight * target_rows
+            grad_states[rows] = torch.mm(weights, negative_rows)[:count] + target_weight * target_rows
         if grad_table is not None and grad_negatives is not None:
-            grad_negatives += torch.mm(weights.t(), chunk_states)
+            grad_negatives += torch.mm(weights.t(), pad_rows(chunk_states, padded))
             grad_table.index_add_(0, chunk_targets, (target_weight * chunk_states).to(table.dtype))
     if grad_table is not None and grad_negatives is not None:
         grad_table.index_add_(0, negatives, grad_negatives.to(table.dtype))
