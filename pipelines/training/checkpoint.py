@@ -1,0 +1,119 @@
+"""Checkpoints: whole or absent, checked before they are used, and the previous one survives a failed write.
+
+A checkpoint is a folder ``checkpoints/step-N/`` with ``state.pt`` and ``manifest.json`` (its SHA-256). It is written under
+a temporary name, forced to disk and renamed, so a killed process leaves either all of it or nothing that counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines.errors import RunError
+
+FORMAT = 1
+_NAME = re.compile(r"step-(\d+)$")
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """The steps that have a checkpoint in ``folder``, oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(match[1]) for path in folder.iterdir() if (match := _NAME.match(path.name)))
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint of ``step`` lies."""
+    return folder / f"step-{step}"
+
+
+def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
+    """Write ``state`` as the checkpoint of ``step``.
+
+    Raises:
+        RunError: the disk is full or read-only; nothing was changed, the previous checkpoint is still there.
+    """
+    final, temporary = checkpoint_path(folder, step), folder / f".writing-step-{step}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        torch.save(state, temporary / "state.pt")
+        manifest = {"format": FORMAT, "step": step, "sha256": _sha256(temporary / "state.pt")}
+        (temporary / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+        for path in temporary.iterdir():
+            _sync(path)
+        replaced = folder / f".replaced-step-{step}"
+        if final.exists():  # the same step again: an epoch's end after its last batch, or a resume from an earlier one
+            final.rename(replaced)
+        temporary.rename(final)
+        _sync(folder)
+        shutil.rmtree(replaced, ignore_errors=True)
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+        shutil.rmtree(temporary, ignore_errors=True)
+        kept = checkpoint_steps(folder)
+        left = f"the checkpoint of step {kept[-1]} is intact" if kept else "there is no earlier checkpoint"
+        raise RunError(
+            f"the checkpoint of step {step} could not be written ({error}); {left}",
+            where=str(folder),
+            fix="free space or make the folder writable, then start the same command again",
+        ) from error
+    return final
+
+
+def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """The state saved in ``path`` (a ``step-N`` folder), tensors on ``device``.
+
+    Raises:
+        RunError: absent, torn, of another format, or its bytes are not those that were written.
+    """
+    state_file, remedy = path / "state.pt", "delete this folder to resume from the one before it, or use --resume never"
+    try:
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            raise RunError(
+                f"checkpoint format {manifest['format']}, this code reads {FORMAT}", where=str(path), fix=remedy
+            )
+        if manifest["sha256"] != _sha256(state_file):
+            raise RunError(
+                "the checkpoint is corrupt: its SHA-256 is not the recorded one", where=str(path), fix=remedy
+            )
+        state: dict[str, Any] = torch.load(state_file, map_location=device, weights_only=True)
+    except RunError:
+        raise
+    except pickle.UnpicklingError as error:  # its own text advises to load without the check: never repeat that
+        raise RunError(
+            "the checkpoint cannot be read: it holds more than tensors and numbers", where=str(path)
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise RunError(f"the checkpoint cannot be read ({error})", where=str(path), fix=remedy) from error
+    return state
+
+
+def prune_checkpoints(folder: Path, *, keep: int, best: int | None) -> None:
+    """Delete all but the ``keep`` newest checkpoints and the ``best`` one."""
+    steps = checkpoint_steps(folder)
+    for step in steps[: max(0, len(steps) - keep)]:
+        if step != best:
+            shutil.rmtree(checkpoint_path(folder, step))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

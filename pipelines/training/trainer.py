@@ -1,0 +1,379 @@
+"""The training loop: jagged batches in, the best checkpoint on validation out; it can be killed and resumed anywhere.
+
+The loop knows a task's ``loss`` alone. A loss comes as a sum and a count; gradients are divided by the count over all
+accumulated batches, so that uneven batches weigh as much as they hold.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from models.batch import SequenceBatch
+from models.tasks import LossOutput
+from pipelines.data.loader import LoaderOptions, Windows, epoch_batches, training_batches
+from pipelines.data.store import SequenceStore
+from pipelines.errors import ConfigError, RunError
+from pipelines.training.checkpoint import checkpoint_path, load_checkpoint, prune_checkpoints, save_checkpoint
+from pipelines.training.guards import GuardOptions, Guards
+from pipelines.training.optimizers import OptimizerOptions, build_optimizer, learning_rate
+from pipelines.training.signals import StopSignal
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How long to train, what to keep, when to look."""
+
+    epochs: int = 200
+    """Passes over the training windows at most."""
+    accumulate: int = 1
+    """Batches whose gradients make one update."""
+    grad_clip: float = 0.0
+    """Largest global gradient norm; 0 does not clip."""
+    precision: str = "auto"
+    """Of the layers: ``float32``, ``bfloat16`` (autocast), ``auto``: bfloat16 on a GPU, float32 on a CPU."""
+    eval_every: int = 1
+    """Epochs between validations."""
+    patience: int = 10
+    """Validations without a better ``select`` metric after which training stops; 0: never."""
+    select: str = "NDCG@10"
+    """Validation metric that chooses the checkpoint. The test set is never looked at here."""
+    log_every: int = 10
+    """Updates between log lines."""
+    checkpoint_minutes: float = 5.0
+    """Minutes between checkpoints inside an epoch."""
+    keep: int = 2
+    """Newest checkpoints kept, beside the best."""
+    deterministic: bool = False
+    """On a GPU: bit-identical repeats at some cost in speed. On a CPU runs repeat bit by bit anyway."""
+
+    __pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("auto", "float32", "bfloat16"):
+            raise ConfigError(f"'{self.precision}' is not one of auto, float32, bfloat16", where="training.precision")
+        for key in ("epochs", "accumulate", "eval_every", "log_every", "keep"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"{getattr(self, key)} is less than 1", where=f"training.{key}")
+
+
+class TrainableTask(Protocol):
+    """What the loop asks of a model beside being an ``nn.Module``."""
+
+    def loss(self, batch: SequenceBatch) -> LossOutput:
+        """Sum and count of the training loss."""
+
+
+class Log(Protocol):
+    """Where the loop writes what happens: event file, trackers and progress display in one."""
+
+    tracker_ids: dict[str, str]
+
+    def write(self, kind: str, *, step: int, epoch: int, **values: float | str) -> None:
+        """One event."""
+
+
+class Watch(Protocol):
+    """Debug mode: looks over the shoulder of every update."""
+
+    def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Called once, before the first update."""
+
+    def before_update(self, batch: SequenceBatch, step: int) -> None:
+        """Called before the forward pass, with the RNG untouched."""
+
+    def after_backward(self, loss: float, step: int, epoch: int) -> None:
+        """Called after the backward pass; raises RunError when something is not finite."""
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What to train on: a store, the windows of its training events, and how to batch them."""
+
+    store: SequenceStore
+    windows: Windows
+    loader: LoaderOptions
+    seed: int
+
+
+@dataclass
+class TrainState:
+    """Where a training stands. All of it goes into the checkpoint.
+
+    Attributes:
+        epoch: finished epochs.
+        batch: global batches done in the running epoch.
+        step: updates done.
+        loss_sum: training loss of the running epoch so far.
+        loss_count: targets of the running epoch so far.
+        targets: targets trained on since the start.
+        seconds: wall time spent over all resumes, validation included.
+        best_value: best validation value of the selecting metric.
+        best_step: its step; -1 before the first validation.
+        stale: validations since then.
+        to_validate: an epoch has ended and its validation is still to come.
+        finished: why training ended; empty while it goes on.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    loss_count: int = 0
+    targets: int = 0
+    seconds: float = 0.0
+    best_value: float = float("-inf")
+    best_step: int = -1
+    stale: int = 0
+    to_validate: bool = False
+    finished: str = ""
+
+
+class Trainer:
+    """A training in progress. ``run`` is the loop; the other methods are its steps.
+
+    Args:
+        task: the model with its loss, on its device.
+        data: what to train on.
+        options: how long, what to keep, when to look.
+        optimizer: optimiser and schedule.
+        guards: when to stop early.
+        checkpoints: folder of the run's checkpoints.
+        log: where events go.
+        validate: metrics on the validation queries; called with the stop signal's check between batches.
+        stop: SIGTERM and SIGINT.
+        identity: digest of configuration, data and code that a checkpoint must match.
+        watch: debug mode, or None.
+    """
+
+    def __init__(
+        self,
+        task: nn.Module,
+        data: TrainingData,
+        *,
+        options: TrainingOptions,
+        optimizer: OptimizerOptions,
+        guards: GuardOptions,
+        checkpoints: Path,
+        log: Log,
+        validate: Callable[[], Mapping[str, float]],
+        stop: StopSignal,
+        identity: str,
+        watch: Watch | None = None,
+    ) -> None:
+        self.task, self.data, self.options, self.optimizer_options = task, data, options, optimizer
+        self.checkpoints, self.log, self.validate, self.stop, self.identity = checkpoints, log, validate, stop, identity
+        self.watch = watch
+        self.device = next(task.parameters()).device
+        self.optimizer = build_optimizer(task, optimizer)
+        self.guards = Guards(guards)
+        self.state = TrainState()
+        self.parameters = [p for p in task.parameters() if p.requires_grad]
+        self.saved_at, self.clock = time.monotonic(), time.monotonic()
+        batches = len(epoch_batches(data.windows, data.loader, seed=data.seed, epoch=0))
+        self.total_steps = options.epochs * -(-batches // options.accumulate)
+        torch.use_deterministic_algorithms(options.deterministic)
+        if watch is not None:
+            watch.attach(task, self.optimizer)
+
+    def run(self) -> TrainState:
+        """Train until an end: all epochs, no more progress, a spent budget. Returns where it ended.
+
+        Raises:
+            Interrupted: SIGTERM or SIGINT came; a checkpoint has been written.
+            RunError: a guard has stopped the run, or a checkpoint could not be written.
+        """
+        self.write("start", total_steps=self.total_steps)
+        with self.stop.deferred():
+            while not self.state.finished:
+                if self.state.to_validate:
+                    self.judge_epoch()
+                else:
+                    self.train_epoch()
+        return self.state
+
+    def train_epoch(self) -> None:
+        """The rest of the running epoch."""
+        state, options = self.state, self.options
+        batches = training_batches(
+            self.data.store,
+            self.data.windows,
+            self.data.loader,
+            seed=self.data.seed,
+            epoch=state.epoch,
+            first=state.batch,
+        )
+        self.task.train()
+        since, targets_before = time.monotonic(), state.targets
+        while group := [batch for _, batch in zip(range(options.accumulate), batches, strict=False)]:
+            loss, norm = self.update(group)
+            if state.step % options.log_every == 0:
+                self.guards.check_step(state.step, loss, norm)
+                now = time.monotonic()
+                speed = (state.targets - targets_before) / (now - since)
+                since, targets_before = now, state.targets
+                lr = self.optimizer.param_groups[0]["lr"]
+                self.write("train", loss=loss, grad_norm=norm, lr=lr, tokens_per_s=speed)
+            if reason := self.guards.spent(self.tick()):
+                state.finished = reason
+                self.save()
+                return
+            if self.stop.requested or time.monotonic() - self.saved_at > options.checkpoint_minutes * 60:
+                self.save()
+            self.stop.raise_if_requested()
+        self.end_epoch()
+
+    def update(self, group: list[SequenceBatch]) -> tuple[float, float]:
+        """One optimiser step over the batches of ``group``; its mean loss and gradient norm (before clipping)."""
+        state = self.state
+        for parameter_group in self.optimizer.param_groups:
+            parameter_group["lr"] = learning_rate(self.optimizer_options, state.step, self.total_steps)
+        self.optimizer.zero_grad(set_to_none=True)
+        total, count = torch.zeros((), device=self.device), 0
+        for batch in group:
+            if self.watch is not None:
+                self.watch.before_update(batch, state.step)
+            with autocast(self.device, self.options.precision):
+                output = self.task.loss(batch.to(self.device))  # type: ignore[operator]
+            output.sum.backward()
+            total += output.sum.detach()
+            count += int(output.count)
+        grads = [p.grad for p in self.parameters if p.grad is not None]
+        torch._foreach_div_(grads, max(count, 1))
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.options.grad_clip or float("inf"))
+        mean = total.item() / max(count, 1)
+        if self.watch is not None:
+            self.watch.after_backward(mean, state.step, state.epoch)
+        self.optimizer.step()
+        state.step += 1
+        state.batch += len(group)
+        state.targets += count
+        state.loss_sum += total.item()
+        state.loss_count += count
+        return mean, norm.item()
+
+    def end_epoch(self) -> None:
+        """Close the epoch's books."""
+        state = self.state
+        mean = state.loss_sum / max(state.loss_count, 1)
+        state.epoch, state.batch, state.loss_sum, state.loss_count = state.epoch + 1, 0, 0.0, 0
+        self.guards.check_step(state.step, mean, 0.0)
+        self.guards.check_epoch(state.epoch, mean)
+        state.to_validate = state.epoch % self.options.eval_every == 0 or state.epoch == self.options.epochs
+        self.write("epoch", train_loss=mean, seconds=self.tick())
+
+    def judge_epoch(self) -> None:
+        """Validate, keep the best, decide whether to go on.
+
+        An interrupted validation is not lost: the checkpoint says that it is still to come.
+        """
+        state, options = self.state, self.options
+        self.task.eval()
+        try:
+            metrics = self.validate()
+        except BaseException:
+            self.save()
+            raise
+        if options.select not in metrics:
+            known = ", ".join(sorted(metrics))
+            raise ConfigError(f"'{options.select}' is not measured; there are {known}", where="training.select")
+        state.to_validate = False
+        if metrics[options.select] > state.best_value:
+            state.best_value, state.best_step, state.stale = metrics[options.select], state.step, 0
+        else:
+            state.stale += 1
+        self.write("valid", **metrics)
+        state.finished = self.end_reason()
+        due = time.monotonic() - self.saved_at > options.checkpoint_minutes * 60
+        if state.finished or state.best_step == state.step or due:
+            self.save()
+
+    def end_reason(self) -> str:
+        """Why training should end after this validation; empty when it should go on."""
+        state, options = self.state, self.options
+        if options.patience and state.stale >= options.patience:
+            return f"no better {options.select} in {options.patience} validations"
+        if state.epoch >= options.epochs:
+            return f"{options.epochs} epochs done"
+        return self.guards.spent(self.tick()) or ""
+
+    def save(self) -> None:
+        """Write a checkpoint of this very moment."""
+        self.tick()
+        state = {
+            "identity": self.identity,
+            "model": self.task.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "state": asdict(self.state),
+            "guards": self.guards.state(),
+            "rng": {
+                "cpu": torch.get_rng_state(),
+                "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            },
+            "tracker_ids": dict(self.log.tracker_ids),
+        }
+        save_checkpoint(self.checkpoints, self.state.step, state)
+        best = self.state.best_step if self.state.best_step >= 0 else None
+        prune_checkpoints(self.checkpoints, keep=self.options.keep, best=best)
+        self.saved_at = time.monotonic()
+        self.log.write("checkpoint", step=self.state.step, epoch=self.state.epoch)
+
+    def restore(self, path: Path) -> None:
+        """Go on from the checkpoint at ``path``.
+
+        Raises:
+            RunError: it cannot be read, or belongs to another configuration, other data or other code.
+        """
+        saved = load_checkpoint(path, self.device)
+        if saved["identity"] != self.identity:
+            raise RunError(
+                "the checkpoint was made with another configuration or other data",
+                where=str(path),
+                fix="use the run's own config.yaml, another name (--set name=...), or --resume never",
+            )
+        self.task.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.state = TrainState(**saved["state"])
+        self.guards.restore(saved["guards"])
+        torch.set_rng_state(saved["rng"]["cpu"].cpu())
+        if torch.cuda.is_available() and len(saved["rng"]["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all([state.cpu() for state in saved["rng"]["cuda"]])
+        if self.state.finished:  # epochs, patience or budget may have been raised since
+            self.state.finished = self.end_reason()
+
+    def tick(self) -> float:
+        """Add the time since the last call to the run's seconds, and return them."""
+        now = time.monotonic()
+        self.state.seconds, self.clock = self.state.seconds + now - self.clock, now
+        return self.state.seconds
+
+    def write(self, kind: str, **values: float | str) -> None:
+        """One event at the present step and epoch, with the cost so far when the price is known."""
+        cost = self.guards.options.cost(self.tick())
+        extra: dict[str, Any] = {} if cost is None else {"cost": cost}
+        self.log.write(kind, step=self.state.step, epoch=self.state.epoch, **values, **extra)
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
+    """bfloat16 autocast where ``precision`` asks for it (``auto``: on a GPU only)."""
+    wanted = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, dtype=torch.bfloat16) if wanted else contextlib.nullcontext()
+
+
+def load_best(task: nn.Module, checkpoints: Path, state: TrainState) -> None:
+    """Put the weights of the best validation into ``task``.
+
+    Raises:
+        RunError: training ended before its first validation.
+    """
+    if state.best_step < 0:
+        raise RunError("training ended before its first validation", where=str(checkpoints), fix="allow it more time")
+    saved = load_checkpoint(checkpoint_path(checkpoints, state.best_step), next(task.parameters()).device)
+    task.load_state_dict(saved["model"])

@@ -1,0 +1,62 @@
+"""Checkpoints are whole or absent, and the previous one survives."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipelines.errors import RunError
+from pipelines.training import checkpoint
+from pipelines.training.checkpoint import checkpoint_path, checkpoint_steps, load_checkpoint, prune_checkpoints, save_checkpoint
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    state = {"weights": {"a": torch.arange(3.0)}, "state": {"step": 3, "finished": ""}, "rng": torch.get_rng_state()}
+    loaded = load_checkpoint(save_checkpoint(tmp_path, 3, state))
+    assert torch.equal(loaded["weights"]["a"], state["weights"]["a"])  # type: ignore[index]
+    assert loaded["state"] == state["state"] and torch.equal(loaded["rng"], state["rng"])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("file", ["state.pt", "manifest.json"])
+def test_a_changed_byte_is_found(tmp_path: Path, file: str) -> None:
+    path = save_checkpoint(tmp_path, 1, {"x": torch.ones(50)})
+    content = bytearray((path / file).read_bytes())
+    content[len(content) // 2] ^= 1
+    (path / file).write_bytes(content)
+    with pytest.raises(RunError, match=r"step-1: .*(corrupt|cannot be read)"):
+        load_checkpoint(path)
+
+
+def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, 1, {"x": 1})
+    (path / "state.pt").unlink()
+    with pytest.raises(RunError, match="cannot be read"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("kind", [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed writing file")])
+def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Exception) -> None:
+    save_checkpoint(tmp_path, 1, {"x": torch.ones(3)})
+
+    def full(*_: object) -> None:
+        raise kind
+
+    monkeypatch.setattr(checkpoint.torch, "save", full)
+    with pytest.raises(RunError, match="step 2 could not be written .* step 1 is intact"):
+        save_checkpoint(tmp_path, 2, {"x": torch.ones(3)})
+    assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
+    assert torch.equal(load_checkpoint(checkpoint_path(tmp_path, 1))["x"], torch.ones(3))
+
+
+def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
+    for step in (5, 10, 100, 20):
+        save_checkpoint(tmp_path, step, {})
+    (tmp_path / ".writing-step-101").mkdir()  # what a killed process leaves
+    prune_checkpoints(tmp_path, keep=2, best=5)
+    assert checkpoint_steps(tmp_path) == [5, 20, 100]
+
+
+def test_code_cannot_hide_in_a_checkpoint(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, 1, {"x": Path("pickled object")})
+    with pytest.raises(RunError, match="cannot be read"):
+        load_checkpoint(path)

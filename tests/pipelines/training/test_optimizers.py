@@ -1,0 +1,37 @@
+"""Learning rates by hand, weight decay where it belongs."""
+
+import pytest
+import torch
+from torch import nn
+
+from pipelines.errors import ConfigError
+from pipelines.training.optimizers import OptimizerOptions, build_optimizer, learning_rate
+
+
+def test_warm_up_then_linear_then_floor() -> None:
+    options = OptimizerOptions(lr=1.0, schedule="linear", warmup_steps=4, final_lr_ratio=0.1)
+    rates = [learning_rate(options, step, 14) for step in (0, 1, 3, 4, 9, 14, 99)]
+    assert rates == pytest.approx([0.25, 0.5, 1.0, 1.0, 0.55, 0.1, 0.1])
+
+
+def test_cosine_is_half_way_at_half_time() -> None:
+    options = OptimizerOptions(lr=2.0, schedule="cosine")
+    assert [learning_rate(options, step, 10) for step in (0, 5, 10)] == pytest.approx([2.0, 1.0, 0.0])
+
+
+def test_constant_stays() -> None:
+    assert learning_rate(OptimizerOptions(lr=0.5), 10**6, 10) == 0.5
+
+
+def test_only_matrices_decay() -> None:
+    module = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
+    module.special = nn.Parameter(torch.ones(2, 2))
+    module.special.no_weight_decay = True  # type: ignore[union-attr]
+    groups = build_optimizer(module, OptimizerOptions(weight_decay=0.3)).param_groups
+    assert [(group["weight_decay"], len(group["params"])) for group in groups] == [(0.3, 1), (0.0, 4)]
+
+
+@pytest.mark.parametrize(("bad", "line"), [({"name": "adm"}, "did you mean 'adam'"), ({"schedule": "cosin"}, "'cosine'"), ({"lr": 0}, "positive")])
+def test_bad_options_are_one_line(bad: dict[str, object], line: str) -> None:
+    with pytest.raises(ConfigError, match=line):
+        OptimizerOptions(**bad)  # type: ignore[arg-type]
