@@ -17,5 +17,10 @@ def memory_store(lengths: list[int], num_items: int = 20, seed: int = 0) -> Sequ
         items=rng.integers(1, num_items + 1, events).astype(np.int32),
         timestamps=978_300_000 + np.cumsum(rng.integers(0, 500, events)).astype(np.int64),
         features={"ratings": np.arange(events, dtype=np.float32)},
-        manifest={"counts": {"items": num_items}, "content_hash": "0" * 64, "timestamps": "seconds", "source": {"name": "memory"}},
+        manifest={
+            "counts": {"items": num_items},
+            "content_hash": "0" * 64,
+            "timestamps": "seconds",
+            "source": {"name": "memory"},
+        },
     )

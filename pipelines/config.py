@@ -1,0 +1,306 @@
+"""The one configuration schema: a recipe resolved, checked and typed.
+
+Options are plain dataclasses beside the code that uses them and own their defaults; this schema wraps them. A recipe
+(configs/runs/NAME.yaml) names a dataset and a model (configs/models/NAME.yaml) and holds only what differs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from models.registry import MODELS
+from pipelines.config_files import CONFIGS, KeyPath, Layered, parse_override, read_yaml
+from pipelines.data.loader import LoaderOptions
+from pipelines.errors import ConfigError, nearest
+from pipelines.training.guards import GuardOptions
+from pipelines.training.optimizers import OptimizerOptions
+from pipelines.training.tracking import TrackingOptions
+from pipelines.training.trainer import TrainingOptions
+
+STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+class DatasetConfig(BaseModel):
+    """Which interactions, and which of them are kept."""
+
+    model_config = STRICT
+
+    name: str
+    """A name from configs/datasets, an alias, or the path of an interactions file."""
+    min_user_events: int | None = Field(None, ge=1)
+    """Events a user must have (iterated with ``min_item_events`` until both hold). Default: the dataset's own."""
+    min_item_events: int | None = Field(None, ge=1)
+    """Events an item must have. Default: the dataset's own."""
+    min_rating: float | None = None
+    """Ratings below it are dropped. Default: the dataset's own."""
+    gdrive_id: str | None = None
+    """Google Drive id of the file, where the dataset has no public address."""
+    cache: Path | None = None
+    """Folder for downloads and sequence stores. Default: RECPOD_DATA, else ``data``."""
+
+
+class EvaluationConfig(BaseModel):
+    """Which questions are asked, and how the answers are counted."""
+
+    model_config = STRICT
+
+    protocol: str = "loo-full-masked"
+    """``loo-full``, ``loo-full-masked`` or ``global-time``: see pipelines/evaluation/protocols.py."""
+    ks: tuple[int, ...] = (1, 5, 10, 20, 50)
+    """Cut-offs of HR, NDCG and MRR; 10 is always among them."""
+    also: tuple[str, ...] = ()
+    """Further protocols that the chosen checkpoint is reported under; they decide nothing."""
+    shuffle_ties: bool = False
+    """Report a control as well: events of one user in the same second in random order. What is lost there was learnt from
+    the order in which the file holds them."""
+
+
+class Gate(BaseModel):
+    """What a run must reach on the test queries; a miss exits with 3 and is published."""
+
+    model_config = STRICT
+
+    metric: str
+    """A metric of the protocol, such as ``NDCG@10``."""
+    above: float | None = None
+    """The metric must be greater than this."""
+    times_popularity: float | None = None
+    """The metric must be at least this many times the popularity baseline's."""
+
+    def describe(self) -> str:
+        """The gate in words."""
+        above = f"{self.metric} > {self.above:g}" if self.above is not None else ""
+        times = f"{self.metric} >= {self.times_popularity:g} x popularity" if self.times_popularity is not None else ""
+        return " and ".join(part for part in (above, times) if part)
+
+
+class RunConfig(BaseModel):
+    """A run: dataset + model + training + gates."""
+
+    model_config = STRICT
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run and of its folder."""
+    description: str = ""
+    """What the run is for, for its report."""
+    dataset: DatasetConfig
+    """The interactions."""
+    model: dict[str, Any]
+    """``name`` of a model, and its options (checked against the model's own dataclass)."""
+    loader: LoaderOptions = LoaderOptions()
+    """How histories become batches."""
+    optimizer: OptimizerOptions = OptimizerOptions()
+    """Optimiser and schedule."""
+    training: TrainingOptions = TrainingOptions()
+    """How long, what to keep, when to look."""
+    guards: GuardOptions = GuardOptions()
+    """When to stop early."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """Protocol and metrics."""
+    gates: tuple[Gate, ...] = ()
+    """All must hold."""
+    recipe: str = ""
+    """The recipe's own name, by which later recipes find it; the file's name."""
+    after: str | None = None
+    """The recipe whose gate should have passed before this one is run."""
+    require_after: bool = False
+    """Refuse to run, rather than warn, when ``after``'s gate has not passed for this model and code."""
+    tracking: TrackingOptions = TrackingOptions()
+    """W&B and MLflow."""
+    seed: int = Field(1, ge=0)
+    """Seed of weights, dropout and batch order."""
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    """``auto`` takes the GPU when there is one."""
+    debug: bool = False
+    """Watch activations and gradients, dump a failing step. It never shortens a run."""
+    runs: Path = Path("runs")
+    """Folder in which the run's folder lies."""
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.runs / self.name
+
+    def model_options(self) -> Any:  # noqa: ANN401 - each model has its own options
+        """The model's options as its dataclass."""
+        return _model_options(self.model)
+
+    def resolved(self) -> dict[str, Any]:
+        """Every value, defaults filled in, as plain data."""
+        values = self.model_dump(mode="json")
+        adapter = TypeAdapter(MODELS[self.model["name"]].options)
+        values["model"] = {"name": self.model["name"], **adapter.dump_python(self.model_options(), mode="json")}
+        return values
+
+    def to_yaml(self) -> str:
+        """:meth:`resolved` as YAML; reading it back gives an equal configuration."""
+        return to_yaml(self.resolved())
+
+    def identity(self) -> str:
+        """Digest of what decides the weights: dataset filters, model, loader, optimiser, training, seed.
+
+        Where a run lies, how it is watched and how long it may last do not change what a step computes.
+        """
+        values = self.resolved()
+        decisive = {key: values[key] for key in ("model", "loader", "optimizer", "seed")}
+        training = {
+            key: values["training"][key] for key in ("accumulate", "grad_clip", "precision", "eval_every", "select")
+        }
+        if self.optimizer.schedule != "constant":  # then the number of epochs shapes every learning rate
+            training["epochs"] = self.training.epochs
+        dataset = {key: value for key, value in values["dataset"].items() if key not in ("cache", "gdrive_id")}
+        text = json.dumps([decisive, training, dataset, self.evaluation.protocol], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def to_yaml(values: dict[str, Any]) -> str:
+    """Plain values as YAML in their own order."""
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
+
+
+def recipes() -> dict[str, Path]:
+    """The shipped recipes by name."""
+    return {path.stem: path for path in sorted((CONFIGS / "runs").glob("*.yaml"))}
+
+
+def load_config(recipe: str | Path, overrides: Sequence[str] = (), extra: Layered | None = None) -> RunConfig:
+    """The run of a recipe's name or a YAML file, with ``--set`` overrides and the values of other flags on top.
+
+    Raises:
+        ConfigError: unknown recipe, key, model or value, named with file and line and the nearest valid name.
+    """
+    path = Path(recipe)
+    if path.suffix not in (".yaml", ".yml"):
+        known = recipes()
+        if str(recipe) not in known:
+            raise ConfigError(f"unknown recipe '{recipe}'", fix=nearest(str(recipe), known))
+        path = known[str(recipe)]
+    layers = read_yaml(path)
+    layers.put(("recipe",), path.stem, str(path))
+    if extra is not None:
+        layers = extra.over(layers)
+    for text in overrides:
+        key, value = parse_override(text)
+        layers.put(key, value, f"--set {text}")
+    return build_config(layers)
+
+
+def build_config(layers: Layered) -> RunConfig:
+    """Check layered values against the schema; model defaults come from configs/models.
+
+    Raises:
+        ConfigError: see :func:`load_config`.
+    """
+    for key in ("dataset", "model"):  # a bare name stands for a mapping that holds nothing else
+        if isinstance(layers.values.get(key), str):
+            layers.values[key] = {"name": layers.values[key]}
+    layers = _with_model_file(layers)
+    try:
+        config = RunConfig.model_validate(layers.values)
+    except ValidationError as error:
+        raise _explain(error, RunConfig, (), layers) from error
+    _model_options(config.model, layers)
+    return config
+
+
+def _with_model_file(layers: Layered) -> Layered:
+    model = layers.values.get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("name"), str):
+        raise ConfigError(
+            "no model is named", where=layers.origin(("model",)), fix=f"valid: {', '.join(model_names())}"
+        )
+    name, files = model["name"], {path.stem: path for path in (CONFIGS / "models").glob("*.yaml")}
+    if name not in files:
+        if name in MODELS:
+            return layers
+        where = layers.origin(("model", "name"))
+        raise ConfigError(f"unknown model '{name}'", where=where, fix=nearest(name, model_names()))
+    below = read_yaml(files[name])
+    del model["name"]  # the file's `name` is the class; the recipe named the file
+    under = Layered({"model": below.values}, {("model", *key): origin for key, origin in below.origins.items()})
+    return layers.over(under)
+
+
+def model_names() -> list[str]:
+    """The names a recipe may give a model: shipped model files and model classes."""
+    return sorted({path.stem for path in (CONFIGS / "models").glob("*.yaml")} | set(MODELS))
+
+
+def _model_options(model: dict[str, Any], layers: Layered | None = None) -> Any:  # noqa: ANN401
+    layers = layers or Layered()
+    values = {key: value for key, value in model.items() if key != "name"}
+    options = MODELS[model["name"]].options
+    try:
+        return TypeAdapter(options).validate_python(values)
+    except ValidationError as error:
+        raise _explain(error, options, ("model",), layers) from error
+
+
+def _explain(error: ValidationError, schema: Any, prefix: KeyPath, layers: Layered) -> ConfigError:  # noqa: ANN401
+    """The first of pydantic's complaints as one line with file, line, key path and the nearest valid key."""
+    first = error.errors()[0]
+    path = (*prefix, *(str(part) for part in first["loc"]))
+    dotted, where = ".".join(path), layers.origin(path)
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        valid = valid_keys(schema, path[len(prefix) : -1])
+        return ConfigError(f"unknown key '{dotted}'", where=where, fix=nearest(path[-1], valid))
+    if first["type"] == "missing":
+        return ConfigError(f"'{dotted}' is missing", where=where)
+    what = first["msg"].removeprefix("Value error, ")
+    key = what.partition(":")[0]
+    if key in valid_keys(schema, path[len(prefix) :]):  # a dataclass's own check names its field
+        return ConfigError(f"'{dotted}.{key}'{what[len(key) :]}", where=layers.origin((*path, key)))
+    return ConfigError(f"'{dotted}': {what[:1].lower()}{what[1:]} (it is {first['input']!r})", where=where)
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a recipe file: every key optional but ``extends`` allowed, a model's keys those of any model."""
+    schema = RunConfig.model_json_schema()
+    schema.pop("required", None)  # a file that extends another holds only what differs
+    schema["properties"]["extends"] = {"type": "string", "description": "A recipe file, relative to this one."}
+    options = [TypeAdapter(entry.options).json_schema() for entry in MODELS.values()]
+    for entry in options:
+        schema["$defs"].update(entry.pop("$defs", {}))
+        entry.pop("required", None)
+        entry["properties"]["name"] = {"type": "string", "description": "The model.", "examples": model_names()}
+    named = {"type": "string", "description": "The name alone."}
+    schema["properties"]["model"] = {
+        "anyOf": [named, *options],
+        "description": schema["properties"]["model"].get("description"),
+    }
+    dataset = {"$ref": schema["properties"]["dataset"]["$ref"]}
+    schema["properties"]["dataset"] = {
+        "anyOf": [named, dataset],
+        "description": schema["properties"]["dataset"]["description"],
+    }
+    return schema
+
+
+def valid_keys(schema: Any, path: Sequence[str]) -> list[str]:  # noqa: ANN401 - models, dataclasses, unions
+    """The keys that ``schema`` takes at ``path``."""
+    if typing.get_origin(schema) in (types.UnionType, typing.Union, tuple, list):
+        keys = [valid_keys(part, path) for part in typing.get_args(schema)]
+        return max(keys, key=len, default=[])
+    if isinstance(schema, type) and issubclass(schema, BaseModel):
+        hints = {name: info.annotation for name, info in schema.model_fields.items()}
+    elif dataclasses.is_dataclass(schema):
+        hints = typing.get_type_hints(schema)
+        hints = {f.name: hints[f.name] for f in dataclasses.fields(schema)}
+    else:
+        return []
+    if not path:
+        return list(hints)
+    rest = path[1:]
+    while rest and rest[0].isdigit():  # list positions
+        rest = rest[1:]
+    return valid_keys(hints[path[0]], rest) if path[0] in hints else []
