@@ -8,7 +8,7 @@ Run: ``python -m benchmarks.loss_memory`` (about two minutes on two cores). Writ
 
 Memory is the process' own: each case runs in a fresh process, which warms torch up on a small problem, resets the
 kernel's high-water mark (``/proc/self/clear_refs``), takes one loss forward and backward, and reads ``VmHWM``. What was
-resident before (the table and the states) and the two gradients that come out are subtracted: what is left is the loss'.
+resident before (the table and the states) and the two gradients that come out are subtracted; the rest is the loss'.
 """
 
 from __future__ import annotations

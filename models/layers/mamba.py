@@ -29,7 +29,13 @@ class Mamba(nn.Module):
     """
 
     def __init__(
-        self, d_model: int, d_state: int = 16, d_conv: int = 4, expand: int = 2, dt_min: float = 0.001, dt_max: float = 0.1
+        self,
+        d_model: int,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: int = 2,
+        dt_min: float = 0.001,
+        dt_max: float = 0.1,
     ) -> None:
         super().__init__()
         inner, rank = expand * d_model, math.ceil(d_model / 16)
@@ -47,7 +53,9 @@ class Mamba(nn.Module):
     def _init_step(self, dt_min: float, dt_max: float) -> None:
         """softplus(dt_proj.bias) log-uniform in [dt_min, dt_max]; the weight keeps the variance of a rank-sized input."""
         nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
-        step = torch.exp(torch.rand(self.dt_proj.bias.shape) * math.log(dt_max / dt_min) + math.log(dt_min)).clamp(min=1e-4)
+        step = torch.exp(torch.rand(self.dt_proj.bias.shape) * math.log(dt_max / dt_min) + math.log(dt_min)).clamp(
+            min=1e-4
+        )
         with torch.no_grad():
             self.dt_proj.bias.copy_(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus
 

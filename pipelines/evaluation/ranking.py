@@ -90,11 +90,12 @@ def count_ranks(
 
     Raises:
         NonFiniteScoreError: a score is NaN or infinite.
-        DataError: a target outside the catalogue.
+        DataError: a target or a seen item outside the catalogue.
     """
-    if not ((targets >= 1) & (targets <= task.num_items)).all():
-        low, high = int(targets.min()), int(targets.max())
-        raise DataError(f"targets reach from {low} to {high}, items from 1 to {task.num_items}")
+    for name, items in (("targets", targets), *(() if seen is None else (("seen items", seen.values),))):
+        low, high = (int(edge) for edge in items.aminmax()) if items.numel() else (1, 1)
+        if low < 1 or high > task.num_items:
+            raise DataError(f"{name} reach from {low} to {high}, items from 1 to {task.num_items}")
     default_queries, default_items = (4096, 64 * _LANE) if states.is_cuda else (1024, 16 * _LANE)
     blocks = (query_block or default_queries, item_block or default_items)
     count = _by_vectors if type(task).score_block is Retrieval.score_block else _by_scores
@@ -144,7 +145,7 @@ def _by_vectors(
             block.score(states[rows], vectors)
             if longest * float(norms[rows].max()) > 1e38:  # else no sum can overflow
                 _require_finite(block.scores.T[: rows.stop - start], start, queries)
-            out = _not_competing(seen, targets, rows, first, len(ids))
+            out = _not_competing(seen, targets, rows, first, len(ids), len(ids) == task.num_items)
             ranks[rows] += block.count(target_scores[rows], margins[rows], *out)
     return ranks
 
@@ -235,9 +236,12 @@ def _true_in_columns(mask: Tensor) -> Tensor:
 
 
 def _not_competing(
-    seen: Jagged | None, targets: Tensor, rows: slice, first: int, num_items: int
+    seen: Jagged | None, targets: Tensor, rows: slice, first: int, num_items: int, whole: bool
 ) -> tuple[Tensor, Tensor]:
-    """Pairs (query in the block, item in the block) that are out: seen items, and every target against itself."""
+    """Pairs (query, item) of the block that are out: seen items, and every target against itself.
+
+    ``whole``: the block holds the whole catalogue.
+    """
     query = torch.arange(rows.stop - rows.start, device=targets.device)
     item = targets[rows] - first
     if seen is not None:
@@ -245,6 +249,8 @@ def _not_competing(
         begin, end = int(offsets[0]), int(offsets[-1])
         item = torch.cat([item, seen.values[begin:end].to(torch.int64) - first])
         query = torch.cat([query, torch.repeat_interleave(query, offsets[1:] - offsets[:-1], output_size=end - begin)])
+    if whole:  # choosing costs as much as excluding
+        return query, item
     inside = (item >= 0) & (item < num_items)
     return query[inside], item[inside]
 
@@ -264,7 +270,7 @@ def _by_scores(
         )
         _require_finite(scores, start, queries)
         before = scores >= scores.gather(1, targets[rows, None] - 1)
-        before[_not_competing(seen, targets, rows, 1, task.num_items)] = False
+        before[_not_competing(seen, targets, rows, 1, task.num_items, True)] = False
         ranks[rows] = 1 + before.count_nonzero(dim=1)
     return ranks
 

@@ -241,7 +241,7 @@ def test_accidental_hits_do_not_compete() -> None:
 
 
 def test_correction_undoes_the_popularity_of_the_draw() -> None:
-    """K corrected draws stand for the whole catalogue: ``(e^loss - 1) / K = q_t (sum of the others' e^score) / e^score_t``."""
+    """K corrected draws stand for all items: ``(e^loss - 1) / K = q_t (sum of the others' e^score) / e^score_t``."""
     states, table, targets, generator = problem(1, 50, 8, scale=0.5)
     sampler = PopularitySampler.from_counts(torch.arange(51))
     negatives = sampler.sample(200_000, generator, "cpu")
@@ -257,7 +257,7 @@ def test_correction_undoes_the_popularity_of_the_draw() -> None:
     scores = (states @ table[1:].t())[0].exp()
     target = int(targets) - 1
     expected = sampler.log_q[target + 1].exp() * (scores.sum() - scores[target]) / scores[target]
-    assert float(loss.exp() - 1) / 200_000 == pytest.approx(float(expected), rel=0.02)
+    assert (loss.exp().item() - 1) / 200_000 == pytest.approx(expected.item(), rel=0.02)
 
 
 def test_sampled_softmax_refuses_half_a_correction_and_no_negatives() -> None:

@@ -9,7 +9,9 @@ from models.layers.s5 import S5, hippo_legs_eigen
 def test_hippo_normal_part_is_diagonalised() -> None:
     size = 8
     n = np.arange(size)
-    hippo = -np.array([[0.0 if k > i else i + 1 if i == k else np.sqrt((2 * i + 1) * (2 * k + 1)) for k in n] for i in n])
+    hippo = -np.array(
+        [[0.0 if k > i else i + 1 if i == k else np.sqrt((2 * i + 1) * (2 * k + 1)) for k in n] for i in n]
+    )
     p = np.sqrt(n + 0.5)
     values, vectors = hippo_legs_eigen(size)
     assert np.allclose(vectors @ np.diag(values) @ vectors.conj().T, hippo + np.outer(p, p))

@@ -96,7 +96,7 @@ def test_server_without_resuming(server: FileServer, tmp_path: Path, served: Ser
 @pytest.mark.parametrize(
     ("served", "expected", "message"),
     [
-        (Served(b"<html>quota exceeded", "text/html; charset=utf-8"), {}, "HTML page instead of the file"),
+        (Served(b"Quota exceeded", "text/html; charset=utf-8"), {}, "HTML page instead of the file"),
         (Served(b"\n <!DOCTYPE html><html>"), {}, "HTML page instead of the file"),
         (Served(BODY[:-1]), {"size": len(BODY)}, "short file: 1048575 bytes, 1048576 expected"),
         (Served(BODY + b"x"), {"size": len(BODY)}, "long file"),

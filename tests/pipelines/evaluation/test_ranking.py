@@ -204,10 +204,12 @@ def test_a_product_that_overflows_is_an_error_and_a_large_finite_one_is_not(task
         count_ranks(task(table), states * torch.tensor([1.0, 10.0, 1.0])[:, None], asked)
 
 
-def test_targets_outside_the_catalogue_are_an_error() -> None:
-    for target in (0, 4):
-        with pytest.raises(DataError, match="items from 1 to 3"):
-            count_ranks(Vectors(torch.ones(4, 2)), torch.ones(1, 2), torch.tensor([target]))
+def test_items_outside_the_catalogue_are_an_error() -> None:
+    for item in (0, 4):
+        with pytest.raises(DataError, match=f"targets reach from {item} to {item}, items from 1 to 3"):
+            count_ranks(Vectors(torch.ones(4, 2)), torch.ones(1, 2), torch.tensor([item]))
+        with pytest.raises(DataError, match="seen items reach from"):
+            count_ranks(Vectors(torch.ones(4, 2)), torch.ones(1, 2), torch.tensor([1]), jagged([[2, item]]))
 
 
 def test_metrics_by_hand() -> None:
