@@ -1,0 +1,180 @@
+#!/usr/bin/env bash
+# Makes the virtual environment from the lock files. See --help.
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+usage() {
+  cat <<'HELP'
+Usage: entrypoints/setup.sh [--test] [--dry-run] [--help]
+
+Makes .venv from docker/locks, for this machine: CPU or NVIDIA GPU. A second call does nothing; an interrupted one is
+repaired by the next; two at once wait for each other. pip's own configuration (index, find-links, proxy) is honoured.
+
+  --test     also what lint, types and tests need
+  --dry-run  say what would be done, and do nothing
+  --help     this text
+
+Environment: RECPOD_VENV (where, default .venv), RECPOD_PYTHON (which interpreter), RECPOD_DEVICE (cpu, cuda, auto),
+RECPOD_TORCH_INDEX (index of torch's CPU wheels; pip's find-links are asked before it).
+HELP
+}
+
+main() {
+  WITH_TESTS=no DRY=no
+  parse "$@"
+  KIND="$(kind_of_machine)"
+  CORE=("$LOCKS/cpu.txt" "$LOCKS/torch-cpu.txt") TEST="$LOCKS/test.txt"
+  [[ "$KIND" == cpu ]] || CORE=("$LOCKS/cuda.txt" "$LOCKS/cuda-kernels.txt") TEST="$LOCKS/cuda-test.txt"
+  if [[ "$DRY" == yes ]]; then
+    describe
+    return
+  fi
+  if ready; then return; fi
+  mkdir -p "$(dirname "$VENV")"
+  exec 9<"$(dirname "$VENV")"
+  flock --nonblock 9 || { note "another set-up is at work here: waiting for it" && flock 9; }
+  if ready; then return; fi
+  install
+}
+
+parse() {
+  local argument
+  for argument in "$@"; do
+    case "$argument" in
+      --test) WITH_TESTS=yes ;;
+      --dry-run) DRY=yes ;;
+      --help | -h) usage && exit 0 ;;
+      *) die "unknown flag '$argument': entrypoints/setup.sh takes --test, --dry-run and --help" ;;
+    esac
+  done
+}
+
+describe() {
+  local python files=("${CORE[@]}")
+  if ready; then note "$VENV is ready: nothing to do" && return; fi
+  python="$(pick_python)"
+  [[ "$WITH_TESTS" == no ]] || files+=("$TEST")
+  printf '%s\n' "machine: $KIND" "python: $python" "environment: $VENV" "${files[@]/#"$ROOT/"/lock: }"
+}
+
+# --- what has been installed: one stamp a part, in the environment's .recpod folder, written when the part is whole ---
+
+stamp_now() { # PART; an environment or a checkout that was moved counts as another one
+  case "$1" in
+    core) { echo "$VENV" && cat "${CORE[@]}"; } ;;
+    test) cat "$TEST" ;;
+    project) { echo "$ROOT" && cat "$ROOT/pyproject.toml"; } ;;
+  esac | sha256sum
+}
+
+has() { # PART
+  [[ -r "$VENV/.recpod/$1" && "$(<"$VENV/.recpod/$1")" == "$(stamp_now "$1")" ]]
+}
+
+has_core() {
+  [[ ! -e "$VENV/.recpod/installing" ]] && has core && "$VENV/bin/python" -c '' 2>/dev/null
+}
+
+ready() {
+  has_core && has project && { [[ "$WITH_TESTS" == no ]] || has test; }
+}
+
+# --- installing ---
+
+install() {
+  local start=$SECONDS core=present
+  if ! has_core; then
+    core=absent
+    make_venv
+  fi
+  touch "$VENV/.recpod/installing"
+  if [[ "$core" == absent ]]; then
+    "install_$KIND"
+    check_torch
+    stamp_now core >"$VENV/.recpod/core"
+  fi
+  if [[ "$WITH_TESTS" == yes ]]; then install_test; fi
+  if ! has project; then install_project; fi
+  rm "$VENV/.recpod/installing"
+  note "environment ready in $((SECONDS - start)) s: $VENV"
+}
+
+# A half-made environment is made anew: pip may take a package for installed of which only a part was written.
+make_venv() {
+  local python
+  python="$(pick_python)"
+  if [[ -e "$VENV" && ! -d "$VENV/.recpod" ]] && [[ -n "$(ls -A "$VENV")" ]]; then
+    die "$VENV was not made by entrypoints/setup.sh: move it away, or set RECPOD_VENV to another place"
+  fi
+  note "making $VENV with $python, for a machine $([[ "$KIND" == cuda ]] && echo with || echo without) an NVIDIA GPU"
+  rm -rf "$VENV"
+  mkdir -p "$VENV/.recpod"
+  touch "$VENV/.recpod/installing"
+  "$python" -m venv "$VENV" || die "'$python -m venv' failed: see above"
+}
+
+venv_pip() {
+  local quiet=()
+  [[ -t 2 ]] || quiet=(--quiet --quiet)
+  PIP_USER=0 PIP_DISABLE_PIP_VERSION_CHECK=1 "$VENV/bin/python" -m pip install --no-input --no-deps "${quiet[@]}" "$@"
+}
+
+locked_pip() {
+  venv_pip --require-hashes --only-binary=:all: "$@"
+}
+
+install_lock() { # LOCK [OPTION...]
+  note "installing the packages of ${1#"$ROOT"/}"
+  locked_pip "${@:2}" -r "$1" || die "pip could not install ${1#"$ROOT"/} (its own lines are above): call this again to go on"
+}
+
+install_cpu() {
+  install_lock "$LOCKS/cpu.txt"
+  install_cpu_torch
+}
+
+install_test() {
+  if has test; then return; fi
+  install_lock "$TEST"
+  stamp_now test >"$VENV/.recpod/test"
+}
+
+# From find-links, else from the CPU index, never from the default index: there the same version is a CUDA build.
+install_cpu_torch() {
+  local index="${RECPOD_TORCH_INDEX:-$TORCH_CPU_INDEX}" said
+  note "installing torch $TORCH, CPU build"
+  if said="$(locked_pip --no-index -r "$LOCKS/torch-cpu.txt" 2>&1)"; then return; fi
+  if [[ "$said" == *"DO NOT MATCH THE HASHES"* ]]; then
+    die "the wheel of torch $TORCH in pip's find-links is none of those in docker/locks/torch-cpu.txt: remove it, or add its sum to docker/versions.env"
+  fi
+  note "pip's find-links have no such wheel: taking it from $index"
+  locked_pip --index-url "$index" -r "$LOCKS/torch-cpu.txt" ||
+    die "torch $TORCH (CPU build) is neither in pip's find-links nor to be had from $index: set PIP_FIND_LINKS to a folder that holds its wheel, or RECPOD_TORCH_INDEX"
+}
+
+install_cuda() {
+  install_lock "$LOCKS/cuda.txt" --no-binary=iopath # iopath is published as source only
+  note "installing mamba-ssm and causal-conv1d"
+  # At most ten minutes: their set-up takes a prebuilt wheel for this torch where there is one, else it compiles for long.
+  timeout 600 "$VENV/bin/python" -m pip install --quiet --no-deps --require-hashes --no-build-isolation \
+    --no-binary=:all: -r "$LOCKS/cuda-kernels.txt" ||
+    note "warning: mamba-ssm and causal-conv1d could not be installed; the Triton kernels do the same work"
+}
+
+check_torch() {
+  "$VENV/bin/python" - "$KIND" <<'PYTHON' || die "remove $VENV, look at pip's find-links and index, and run this again"
+import sys
+import torch
+if (torch.version.cuda is None) != (sys.argv[1] == "cpu"):
+    sys.exit(f"error: torch {torch.__version__} with CUDA {torch.version.cuda} on a machine of kind {sys.argv[1]}")
+PYTHON
+}
+
+install_project() {
+  note "installing the project, editable"
+  venv_pip --no-build-isolation --editable "$ROOT" || die "pip could not install the project (its own lines are above)"
+  stamp_now project >"$VENV/.recpod/project"
+}
+
+main "$@"
