@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ class ModelEntry:
     """A model and its options: ``task(num_items, options)`` builds it."""
 
     options: type[Any]
-    task: type[Retrieval]
+    task: Callable[[int, Any], Retrieval]
 
 
 MODELS: dict[str, ModelEntry] = {
@@ -22,6 +23,6 @@ MODELS: dict[str, ModelEntry] = {
 }
 
 
-def build_model(name: str, num_items: int, options: Any) -> Retrieval:  # noqa: ANN401 - each model has its own options
+def build_model(name: str, num_items: int, options: Any) -> Retrieval:
     """The model ``name`` for a catalogue of ``num_items``, with ``options`` of the entry's options type."""
     return MODELS[name].task(num_items, options)

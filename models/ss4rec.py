@@ -5,10 +5,10 @@ Source: Xiao et al. 2025, "SS4Rec: Continuous-Time Sequential Recommendation wit
     block:  h = LN(Drop(S5(x, D)) + x);   y = LN(Drop(Mamba(h)) + h)
     score:  dot product of the last state with the tied item table
 
-``D_i`` is the time until the next event (``query_time: aware``; for the newest event until the request) or since the event
-before (``blind``). They are two models: an aware checkpoint asked without its last interval would drop the newest item.
-The model is causal, so one pass over a history trains all its positions: the loss of position i is the loss of the
-prefix that ends there.
+``D_i`` is the time until the next event (``query_time: aware``; for the newest event until the request) or since the
+event before (``blind``). They are two models: an aware checkpoint asked without its last interval would drop the newest
+item. The model is causal, so one pass over a history trains all its positions: the loss of position i is the loss of
+the prefix that ends there.
 """
 
 from __future__ import annotations

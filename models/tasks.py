@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,8 @@ from models.batch import SequenceBatch
 from models.losses import LossOptions, PopularitySampler, compute_loss
 
 
-class LossOutput(NamedTuple):
+@dataclass(frozen=True)
+class LossOutput:
     """A loss that adds up over batches, accumulation steps and processes.
 
     Attributes:
@@ -26,8 +27,8 @@ class LossOutput(NamedTuple):
 class Retrieval(nn.Module):
     """Next-item retrieval: a state for each token, and items as vectors in the same space.
 
-    A model derives from it and writes :meth:`token_states`. The table of item vectors is tied: it is the input embedding
-    and the output layer.
+    A model derives from it and writes :meth:`token_states`. The table of item vectors is tied: it is the input
+    embedding and the output layer.
 
     Args:
         num_items: items in the catalogue; indices are 1 .. num_items, row 0 of the table is padding.

@@ -61,8 +61,8 @@ class EvaluationConfig(BaseModel):
     also: tuple[str, ...] = ()
     """Further protocols that the chosen checkpoint is reported under; they decide nothing."""
     shuffle_ties: bool = False
-    """Report a control as well: events of one user in the same second in random order. What is lost there was learnt from
-    the order in which the file holds them."""
+    """Report a control as well: events of one user in the same second in random order. What is lost there was learnt
+    from the order in which the file holds them."""
 
 
 class Gate(BaseModel):
@@ -131,15 +131,15 @@ class RunConfig(BaseModel):
         """The run's folder."""
         return self.runs / self.name
 
-    def model_options(self) -> Any:  # noqa: ANN401 - each model has its own options
+    def model_options(self) -> Any:
         """The model's options as its dataclass."""
         return _model_options(self.model)
 
     def resolved(self) -> dict[str, Any]:
         """Every value, defaults filled in, as plain data."""
         values = self.model_dump(mode="json")
-        adapter = TypeAdapter(MODELS[self.model["name"]].options)
-        values["model"] = {"name": self.model["name"], **adapter.dump_python(self.model_options(), mode="json")}
+        name, options = self.model["name"], self.model_options()
+        values["model"] = {"name": name, **TypeAdapter(type(options)).dump_python(options, mode="json")}
         return values
 
     def to_yaml(self) -> str:
@@ -236,7 +236,7 @@ def model_names() -> list[str]:
     return sorted({path.stem for path in (CONFIGS / "models").glob("*.yaml")} | set(MODELS))
 
 
-def _model_options(model: dict[str, Any], layers: Layered | None = None) -> Any:  # noqa: ANN401
+def _model_options(model: dict[str, Any], layers: Layered | None = None) -> Any:
     layers = layers or Layered()
     values = {key: value for key, value in model.items() if key != "name"}
     options = MODELS[model["name"]].options
@@ -246,7 +246,7 @@ def _model_options(model: dict[str, Any], layers: Layered | None = None) -> Any:
         raise _explain(error, options, ("model",), layers) from error
 
 
-def _explain(error: ValidationError, schema: Any, prefix: KeyPath, layers: Layered) -> ConfigError:  # noqa: ANN401
+def _explain(error: ValidationError, schema: Any, prefix: KeyPath, layers: Layered) -> ConfigError:
     """The first of pydantic's complaints as one line with file, line, key path and the nearest valid key."""
     first = error.errors()[0]
     path = (*prefix, *(str(part) for part in first["loc"]))
@@ -264,7 +264,7 @@ def _explain(error: ValidationError, schema: Any, prefix: KeyPath, layers: Layer
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON schema of a recipe file: every key optional but ``extends`` allowed, a model's keys those of any model."""
+    """The JSON schema of a recipe file: every key optional, ``extends`` allowed, a model's keys those of any model."""
     schema = RunConfig.model_json_schema()
     schema.pop("required", None)  # a file that extends another holds only what differs
     schema["properties"]["extends"] = {"type": "string", "description": "A recipe file, relative to this one."}
@@ -286,7 +286,7 @@ def json_schema() -> dict[str, Any]:
     return schema
 
 
-def valid_keys(schema: Any, path: Sequence[str]) -> list[str]:  # noqa: ANN401 - models, dataclasses, unions
+def valid_keys(schema: Any, path: Sequence[str]) -> list[str]:
     """The keys that ``schema`` takes at ``path``."""
     if typing.get_origin(schema) in (types.UnionType, typing.Union, tuple, list):
         keys = [valid_keys(part, path) for part in typing.get_args(schema)]

@@ -34,7 +34,7 @@ class Layered:
                 return self.origins[path[:end]]
         return "configuration"
 
-    def put(self, path: KeyPath, value: Any, origin: str) -> None:  # noqa: ANN401 - YAML holds anything
+    def put(self, path: KeyPath, value: Any, origin: str) -> None:
         """Write ``value`` at ``path``, making the mappings above it."""
         level = self.values
         for key in path[:-1]:
@@ -68,14 +68,14 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _mapping(value: Any) -> dict[str, Any]:  # noqa: ANN401 - YAML holds anything
+def _mapping(value: Any) -> dict[str, Any]:
     """``value`` as a mapping that can take keys: a bare name (``model: ss4rec``) stands for ``{name: ss4rec}``."""
     if isinstance(value, dict):
         return value
     return {"name": value} if isinstance(value, str) else {}
 
 
-def _merge(below: Any, above: Any) -> Any:  # noqa: ANN401 - YAML holds anything
+def _merge(below: Any, above: Any) -> Any:
     if not isinstance(above, dict):
         return above
     below = _mapping(below)
@@ -98,7 +98,7 @@ def _read(path: Path, above: tuple[Path, ...]) -> Layered:
     try:
         text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, Loader=_Loader)
-        values = yaml.load(text, Loader=_Loader)  # noqa: S506 - derived from SafeLoader
+        values = yaml.load(text, Loader=_Loader)
     except OSError as error:
         raise ConfigError(f"cannot be read ({error.strerror})", where=str(path)) from error
     except UnicodeDecodeError as error:
@@ -143,6 +143,6 @@ def parse_override(text: str) -> tuple[KeyPath, Any]:
     if not equals or not all(path):
         raise ConfigError(f"'{text}' is not of the form key.path=value", where="--set")
     try:
-        return path, yaml.load(value, Loader=_Loader)  # noqa: S506 - derived from SafeLoader
+        return path, yaml.load(value, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"the value of '{text}' is not valid YAML", where="--set") from error

@@ -135,7 +135,7 @@ def write_text(path: Path, text: str) -> None:
         ) from error
 
 
-def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - anything JSON holds
+def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as JSON, whole or not at all."""
     write_text(path, json.dumps(value, indent=2, sort_keys=False) + "\n")
 

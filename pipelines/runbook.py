@@ -36,8 +36,8 @@ class RunChoices:
     """How to run a recipe, beside what the recipe says.
 
     Attributes:
-        resume: ``auto`` goes on where the run's folder stands, ``never`` sets an existing folder aside, else the path of a
-            checkpoint.
+        resume: ``auto`` goes on where the run's folder stands, ``never`` sets an existing folder aside, else the
+            path of a checkpoint.
         force: run although the recipe's predecessor has not passed.
         preflight: check the machine first.
     """

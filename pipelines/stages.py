@@ -1,8 +1,8 @@
 """The stages of a run, each a function of the configuration and what earlier stages left behind.
 
-fetch and prepare give a sequence store; train leaves checkpoints; evaluate and gate write metrics.json; report makes the
-page. A stage whose inputs have not changed is skipped: the store by its manifest, training by its checkpoint's identity,
-evaluation by the digest it recorded.
+fetch and prepare give a sequence store; train leaves checkpoints; evaluate and gate write metrics.json; report makes
+the page. A stage whose inputs have not changed is skipped: the store by its manifest, training by its checkpoint's
+identity, evaluation by the digest it recorded.
 """
 
 from __future__ import annotations
@@ -225,7 +225,7 @@ def evaluate_run(
             prepared.split,
             max_length=config.loader.max_length,
             query_time=getattr(task, "query_time", "blind"),
-            validation=f"best {config.training.select} on validation, checked every {config.training.eval_every} epoch(s)",
+            validation=f"best {config.training.select} on validation, every {config.training.eval_every} epoch(s)",
             seeds=[config.seed],
             commit=commit(),
         ),

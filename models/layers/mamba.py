@@ -1,12 +1,13 @@
 """Mamba-1 (S6): a state-space layer whose step, input and output projections depend on the token.
 
-Source: Gu and Dao 2023, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", arXiv 2312.00752. Parameters
-have the names and shapes of ``mamba_ssm.Mamba``, so a state_dict of one loads into the other.
+Source: Gu and Dao 2023, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", arXiv 2312.00752.
+Parameters have the names and shapes of ``mamba_ssm.Mamba``, so a state_dict of one loads into the other.
 """
 
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,7 @@ class Mamba(nn.Module):
         self._init_step(dt_min, dt_max)
 
     def _init_step(self, dt_min: float, dt_max: float) -> None:
-        """softplus(dt_proj.bias) log-uniform in [dt_min, dt_max]; the weight keeps the variance of a rank-sized input."""
+        """softplus(dt_proj.bias) log-uniform in [dt_min, dt_max]; the weight keeps a rank-sized input's variance."""
         nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
         step = torch.exp(torch.rand(self.dt_proj.bias.shape) * math.log(dt_max / dt_min) + math.log(dt_min)).clamp(
             min=1e-4
@@ -63,7 +64,8 @@ class Mamba(nn.Module):
         """``x`` ``[T, d_model]`` over packed rows to ``[T, d_model]``."""
         weight_x, weight_z = self.in_proj.weight.chunk(2)  # two products: no [T, 2E] gradient to put together
         xs, z = functional.linear(x, weight_x), functional.linear(x, weight_z)  # [T, E] each
-        xs = causal_conv(xs, self.conv1d.weight.squeeze(1), self.conv1d.bias, offsets)
+        conv_bias = cast("Tensor", self.conv1d.bias)
+        xs = causal_conv(xs, self.conv1d.weight.squeeze(1), conv_bias, offsets)
         step, b, c = self.x_proj(xs).split([self.dt_rank, self.d_state, self.d_state], dim=1)
         dt = functional.linear(step, self.dt_proj.weight)  # [T, E]; bias and softplus happen inside the scan
         a = -torch.exp(self.A_log)  # [E, N]

@@ -1,8 +1,8 @@
 """Time between events, as the step size of a state-space layer.
 
-Raw seconds do not do: 36-49% of the gaps in MovieLens-1M are 0, which makes the input's weight in a zero-order hold 0 (the
-item vanishes), and the others spread over seven orders of magnitude, so that nearly every state is either untouched or
-wiped. ``log1p`` brings a gap to a step near 1, keeps the order of gaps, and its floor lets tied events in.
+Raw seconds do not do: 36-49% of the gaps in MovieLens-1M are 0, which makes the input's weight in a zero-order hold 0
+(the item vanishes), and the others spread over seven orders of magnitude, so that nearly every state is either
+untouched or wiped. ``log1p`` brings a gap to a step near 1, keeps the order of gaps, and its floor lets tied events in.
 """
 
 from __future__ import annotations

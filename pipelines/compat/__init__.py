@@ -1,1 +1,1 @@
-"""Command lines and file formats of other projects, translated into the plain configuration. Only the CLI imports it."""
+"""Other projects' command lines and files, translated into the plain configuration. Only the CLI imports it."""

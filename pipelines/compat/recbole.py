@@ -1,7 +1,7 @@
 """RecBole's YAML keys, translated into a recipe.
 
-A key that says how RecBole reads its files has no counterpart (the readers look at the header themselves) and is named as
-not used; a key that would change the numbers is translated or refused, never dropped.
+A key that says how RecBole reads its files has no counterpart (the readers look at the header themselves) and is named
+as not used; a key that would change the numbers is translated or refused, never dropped.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ SAME: dict[str, str] = {
 
 NOT_USED = {
     "the reader takes names and types from the file's header": (
-        "USER_ID_FIELD ITEM_ID_FIELD TIME_FIELD RATING_FIELD TIMESTAMP_FIELD LIST_SUFFIX ITEM_LIST_LENGTH_FIELD load_col "
-        "field_separator seq_separator NEG_PREFIX LABEL_FIELD POSITION_FIELD"
+        "USER_ID_FIELD ITEM_ID_FIELD TIME_FIELD RATING_FIELD TIMESTAMP_FIELD LIST_SUFFIX "
+        "ITEM_LIST_LENGTH_FIELD load_col field_separator seq_separator NEG_PREFIX LABEL_FIELD POSITION_FIELD"
     ),
     "evaluation is batched by tokens": "eval_batch_size",
     "runs repeat bit by bit in any case": "reproducibility",
@@ -57,7 +57,7 @@ NOT_USED = {
 _REASON = {key: reason for reason, keys in NOT_USED.items() for key in keys.split()}
 
 
-def _filter(value: Any) -> int | None:  # noqa: ANN401 - as YAML gives it
+def _filter(value: Any) -> int | None:
     """``[5,inf)`` as the smallest count that stays."""
     text = str(value).strip()
     if value is None or text in ("", "None"):
@@ -68,7 +68,7 @@ def _filter(value: Any) -> int | None:  # noqa: ANN401 - as YAML gives it
     return int(float(lower)) + (1 if text.startswith("(") else 0)
 
 
-def _protocol(value: Any) -> str:  # noqa: ANN401
+def _protocol(value: Any) -> str:
     args = dict(value or {})
     split, mode = args.pop("split", {"LS": "valid_and_test"}), args.pop("mode", "full")
     if dict(split) != {"LS": "valid_and_test"}:
@@ -84,13 +84,13 @@ def _protocol(value: Any) -> str:  # noqa: ANN401
     return "loo-full"  # RecBole does not mask seen items for sequential models
 
 
-def _learner(value: Any) -> str:  # noqa: ANN401
+def _learner(value: Any) -> str:
     if str(value).lower() not in ("adam", "adamw"):
         raise ValueError("only adam and adamw can be honoured")
     return str(value).lower()
 
 
-def _no_sampling(value: Any) -> None:  # noqa: ANN401
+def _no_sampling(value: Any) -> None:
     if value not in (None, "None", {}):
         distribution = dict(value).get("distribution", "uniform")
         if distribution != "uniform":
@@ -130,7 +130,8 @@ def translate(path: Path) -> tuple[Layered, list[str]]:
     """The values of a RecBole file as a recipe's, and a line for each key that is not used.
 
     Raises:
-        ConfigError: a key that RecBole or this project does not know, or a value that cannot be honoured, with file:line.
+        ConfigError: a key that RecBole or this project does not know, or a value that cannot be honoured, with
+        file:line.
     """
     source, target, notes = read_yaml(path), Layered(), []
     target.put(("name",), path.stem, str(path))

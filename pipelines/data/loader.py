@@ -1,8 +1,8 @@
 """From the sequence store to batches: jagged, deterministic, and able to start anywhere in an epoch.
 
 A training *window* is a run of consecutive events ``[start, end)`` of one user; its targets are the events one place
-further. One causal pass trains every position of it. Nothing is padded, so windows need no bucketing by length: an epoch
-is one random permutation, cut either every so many rows or every so many tokens.
+further. One causal pass trains every position of it. Nothing is padded, so windows need no bucketing by length: an
+epoch is one random permutation, cut either every so many rows or every so many tokens.
 
 The order depends on ``(seed, epoch)`` alone. A resumed run asks for the same epoch and skips the batches it has done.
 """
@@ -49,7 +49,7 @@ class LoaderOptions:
 
 @dataclass(frozen=True)
 class Windows:
-    """Runs of consecutive events: ``user``, ``start``, ``end``, each ``[W]`` int64; the last target is event ``end``."""
+    """Runs of consecutive events: ``user``, ``start``, ``end``, each ``[W]`` int64; ``end`` is the last target."""
 
     user: np.ndarray
     start: np.ndarray
@@ -72,10 +72,7 @@ def cut_windows(store: SequenceStore, queries: Queries, max_length: int, which: 
     """
     first = np.asarray(store.offsets)[queries.user]
     history = queries.end - first
-    if which == "newest":
-        count = (history > 0).astype(np.int64)
-    else:
-        count = -(-history // max_length)
+    count = (history > 0).astype(np.int64) if which == "newest" else -(-history // max_length)
     row = np.repeat(np.arange(len(queries.user)), count)
     back = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)  # 0 is the newest window of its user
     end = queries.end[row] - back * max_length

@@ -1,7 +1,7 @@
 """Checkpoints: whole or absent, checked before they are used, and the previous one survives a failed write.
 
-A checkpoint is a folder ``checkpoints/step-N/`` with ``state.pt`` and ``manifest.json`` (its SHA-256). It is written under
-a temporary name, forced to disk and renamed, so a killed process leaves either all of it or nothing that counts.
+A checkpoint is a folder ``checkpoints/step-N/`` with ``state.pt`` and ``manifest.json`` (its SHA-256). It is written
+under a temporary name, forced to disk and renamed, so a killed process leaves either all of it or nothing that counts.
 """
 
 from __future__ import annotations

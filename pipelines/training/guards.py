@@ -75,7 +75,8 @@ class Guards:
         self.exploding = self.exploding + 1 if limit and grad_norm > limit else 0
         if self.exploding >= self.options.explosion_steps:
             raise RunError(
-                f"the gradient norm was over {limit:g} for {self.exploding} logged steps, now {grad_norm:.3g} at step {step}",
+                f"the gradient norm was over {limit:g} for {self.exploding} logged steps, "
+                f"now {grad_norm:.3g} at step {step}",
                 fix="lower optimizer.lr, set training.grad_clip, or raise guards.max_grad_norm",
             )
 

@@ -53,7 +53,8 @@ class OptimizerOptions:
 
 def build_optimizer(module: nn.Module, options: OptimizerOptions) -> torch.optim.Optimizer:
     """The optimiser over ``module``'s parameters, in its fused form (one pass over memory a step)."""
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for parameter in module.parameters():
         if parameter.requires_grad:
             no_decay = parameter.ndim < 2 or getattr(parameter, "no_weight_decay", False)
@@ -69,8 +70,10 @@ def build_optimizer(module: nn.Module, options: OptimizerOptions) -> torch.optim
 
 
 def learning_rate(options: OptimizerOptions, step: int, total_steps: int) -> float:
-    """The learning rate of update number ``step`` (from 0) of ``total_steps``. A function of the step alone, so that
-    there is no schedule state to save."""
+    """The learning rate of update number ``step`` (from 0) of ``total_steps``.
+
+    A function of the step alone, so that there is no schedule state to save.
+    """
     if step < options.warmup_steps:
         return options.lr * (step + 1) / options.warmup_steps
     if options.schedule == "constant":

@@ -185,5 +185,8 @@ def duration(seconds: float) -> str:
 
 
 def metrics_text(values: Mapping[str, Any]) -> str:
-    """Metrics side by side."""
+    """Metrics side by side; of many only those at 10, which is what a person follows."""
+    at_ten = {key: value for key, value in values.items() if key.endswith("@10")}
+    if len(values) > 6 and at_ten:
+        values = at_ten
     return "  ".join(f"{key} {value:.4f}" for key, value in values.items())

@@ -74,7 +74,9 @@ class TrainableTask(Protocol):
 class Log(Protocol):
     """Where the loop writes what happens: event file, trackers and progress display in one."""
 
-    tracker_ids: dict[str, str]
+    @property
+    def tracker_ids(self) -> Mapping[str, str]:
+        """Ids under which trackers know the run, for the checkpoint."""
 
     def write(self, kind: str, *, step: int, epoch: int, **values: float | str) -> None:
         """One event."""

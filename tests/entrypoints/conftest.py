@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 # What setuptools does for an editable install, without setuptools: the lock of the small checkout does not hold it.
-BACKEND = '''
+BACKEND = """
 import os, zipfile
 
 def build_editable(wheel_directory, config_settings=None, metadata_directory=None):
@@ -32,7 +32,7 @@ def build_editable(wheel_directory, config_settings=None, metadata_directory=Non
 
 def get_requires_for_build_editable(config_settings=None):
     return []
-'''
+"""
 PROJECT = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
 
 

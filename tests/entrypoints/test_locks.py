@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from functools import cache
+from itertools import chain
 
 import pytest
 from packaging.requirements import Requirement
@@ -66,7 +67,9 @@ def test_pins_and_locks_agree(name: str) -> None:
             assert str(requirement.specifier) == f"=={pins[package]}", package
 
 
-@pytest.mark.parametrize(("base", "extra"), [("cpu", "test"), ("torch-cpu", "cpu"), ("torch-cpu", "test"), ("cuda", "cuda-test")])
+@pytest.mark.parametrize(
+    ("base", "extra"), [("cpu", "test"), ("torch-cpu", "cpu"), ("torch-cpu", "test"), ("cuda", "cuda-test")]
+)
 def test_a_lock_repeats_nothing_of_the_one_below(base: str, extra: str) -> None:
     assert not locked(base).keys() & locked(extra).keys()
 
@@ -83,7 +86,7 @@ def test_what_the_project_asks_for_is_pinned_and_locked() -> None:
 
 
 def test_versions_stand_in_versions_env_alone() -> None:
-    declared = [*project()["dependencies"], *sum(project()["optional-dependencies"].values(), [])]
+    declared = [*project()["dependencies"], *chain.from_iterable(project()["optional-dependencies"].values())]
     assert all(re.fullmatch("[a-z0-9-]+", name) for name in declared)
     assert project()["requires-python"] == f">={PINS['PYTHON_MIN']},<3.{int(PINS['PYTHON_MAX'].split('.')[1]) + 1}"
 

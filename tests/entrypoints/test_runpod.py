@@ -1,4 +1,4 @@
-"""The front door before any set-up: its help, the flags it promises, and --no-setup on a Python that lacks everything."""
+"""The front door before any set-up: its help, its flags, and --no-setup on a Python that lacks everything."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from tests.entrypoints.conftest import ROOT
 SHELL_ONLY = {"--help", "--no-setup"}
 
 
-def front_door(*arguments: str, script: str = "runpod_entrypoint.sh", **changes: str) -> subprocess.CompletedProcess[str]:
+def front_door(
+    *arguments: str, script: str = "runpod_entrypoint.sh", **changes: str
+) -> subprocess.CompletedProcess[str]:
     command = [str(ROOT / script), *arguments]
     return subprocess.run(command, env=os.environ | changes, capture_output=True, text=True, timeout=100, check=False)
 
@@ -61,9 +63,9 @@ def test_no_setup_on_an_unsupported_python() -> None:
 
 
 def test_no_setup_hands_the_other_arguments_over() -> None:
-    refused = front_door("--test-ml2m", "--no-setup", RECPOD_PYTHON=sys.executable)
+    refused = front_door("--quickstrt", "--no-setup", RECPOD_PYTHON=sys.executable)
     assert refused.returncode == 2
-    assert refused.stderr == "error: unknown flag '--test-ml2m'. did you mean '--test-ml1m'?\n"
+    assert refused.stderr == "error: unknown flag '--quickstrt'. did you mean '--quickstart'?\n"
 
 
 def test_no_setup_works_from_any_folder(tmp_path: Path) -> None:

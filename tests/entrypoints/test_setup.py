@@ -1,4 +1,4 @@
-"""setup.sh, run for real on a small checkout: made once, repaired, never a CUDA build without a GPU, never a foreign folder."""
+"""setup.sh, run for real on a small checkout: made once, repaired, never CUDA without a GPU, never a foreign folder."""
 
 from __future__ import annotations
 
@@ -163,7 +163,9 @@ def test_no_supported_python_is_named(checkout: Checkout) -> None:
     assert plan.stderr.startswith("error: no Python 3.11 to 3.12 on PATH")
 
 
-@pytest.mark.parametrize(("answer", "kind", "locks"), [(0, "cuda", "cuda.txt cuda-kernels.txt"), (9, "cpu", "cpu.txt torch-cpu.txt")])
+@pytest.mark.parametrize(
+    ("answer", "kind", "locks"), [(0, "cuda", "cuda.txt cuda-kernels.txt"), (9, "cpu", "cpu.txt torch-cpu.txt")]
+)
 def test_the_lock_follows_the_machine(checkout: Checkout, answer: int, kind: str, locks: str) -> None:
     if answer and Path("/dev/nvidiactl").exists():
         pytest.skip("this machine has an NVIDIA GPU")
@@ -178,7 +180,10 @@ def test_the_lock_follows_the_machine(checkout: Checkout, answer: int, kind: str
 def test_unknown_arguments_are_named(checkout: Checkout, arguments: tuple[str, ...]) -> None:
     refused = checkout.run(*arguments)
     assert refused.returncode == 2
-    assert refused.stderr == f"error: unknown flag '{arguments[-1]}': entrypoints/setup.sh takes --test, --dry-run and --help\n"
+    assert (
+        refused.stderr
+        == f"error: unknown flag '{arguments[-1]}': entrypoints/setup.sh takes --test, --dry-run and --help\n"
+    )
 
 
 def test_help_needs_nothing(checkout: Checkout) -> None:

@@ -104,8 +104,9 @@ def test_a_run_from_nothing_to_its_report_and_again(capsys: pytest.CaptureFixtur
     code, out, err = run(capsys, "run", str(tiny))
     assert code == 0, err
     assert {path.name for path in folder.iterdir()} >= {
-        "config.yaml", "environment.json", "events.jsonl", "metrics.json", "ranks.parquet", "checkpoints", "report.html",
-    }  # fmt: skip
+        *("config.yaml", "environment.json", "events.jsonl", "metrics.json"),
+        *("ranks.parquet", "checkpoints", "report.html"),
+    }
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["protocol"]["query_time"] == "aware" and metrics["protocol"]["mask_seen"]
     assert metrics["gate"]["passed"] and "popularity" in out

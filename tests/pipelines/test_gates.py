@@ -19,8 +19,13 @@ def test_above_is_strict_and_popularity_is_a_multiple() -> None:
     assert passed["passed"] and [check["passed"] for check in passed["checks"]] == [True, True]
     assert not missed["passed"] and [check["passed"] for check in missed["checks"]] == [False, False]
     assert missed["checks"][1] == {
-        "metric": "NDCG@10", "value": 0.19, "operator": ">=", "threshold": 0.2, "passed": False, "basis": "2 x popularity",
-    }  # fmt: skip
+        "metric": "NDCG@10",
+        "value": 0.19,
+        "operator": ">=",
+        "threshold": 0.2,
+        "passed": False,
+        "basis": "2 x popularity",
+    }
 
 
 def test_a_gate_on_a_metric_that_is_not_measured() -> None:

@@ -1,4 +1,4 @@
-"""RecBole's YAML: translated where it changes numbers, named where it is not used, refused where it cannot be honoured."""
+"""RecBole's YAML: translated where it changes numbers, else named as not used, refused where it cannot be honoured."""
 
 from pathlib import Path
 

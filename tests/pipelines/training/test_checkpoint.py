@@ -7,7 +7,13 @@ import torch
 
 from pipelines.errors import RunError
 from pipelines.training import checkpoint
-from pipelines.training.checkpoint import checkpoint_path, checkpoint_steps, load_checkpoint, prune_checkpoints, save_checkpoint
+from pipelines.training.checkpoint import (
+    checkpoint_path,
+    checkpoint_steps,
+    load_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+)
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -34,8 +40,12 @@ def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
         load_checkpoint(path)
 
 
-@pytest.mark.parametrize("kind", [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed writing file")])
-def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Exception) -> None:
+@pytest.mark.parametrize(
+    "kind", [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed writing file")]
+)
+def test_a_full_disk_leaves_the_previous_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Exception
+) -> None:
     save_checkpoint(tmp_path, 1, {"x": torch.ones(3)})
 
     def full(*_: object) -> None:

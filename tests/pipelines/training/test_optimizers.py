@@ -31,7 +31,10 @@ def test_only_matrices_decay() -> None:
     assert [(group["weight_decay"], len(group["params"])) for group in groups] == [(0.3, 1), (0.0, 4)]
 
 
-@pytest.mark.parametrize(("bad", "line"), [({"name": "adm"}, "did you mean 'adam'"), ({"schedule": "cosin"}, "'cosine'"), ({"lr": 0}, "positive")])
+@pytest.mark.parametrize(
+    ("bad", "line"),
+    [({"name": "adm"}, "did you mean 'adam'"), ({"schedule": "cosin"}, "'cosine'"), ({"lr": 0}, "positive")],
+)
 def test_bad_options_are_one_line(bad: dict[str, object], line: str) -> None:
     with pytest.raises(ConfigError, match=line):
         OptimizerOptions(**bad)  # type: ignore[arg-type]

@@ -88,7 +88,9 @@ with run.stop:
 
 def child(folder: Path) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", CHILD, str(folder)], stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT)
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(folder)], stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT
+    )
 
 
 def wait_for_step(folder: Path, step: int) -> None:
@@ -185,7 +187,7 @@ def test_gradients_are_clipped_after_the_division(tmp_path: Path) -> None:
     run.optimizer = torch.optim.SGD(run.parameters, lr=1.0)
     object.__setattr__(run.optimizer_options, "lr", 1.0)
     run.update(list(training_batches(run.data.store, run.data.windows, run.data.loader, seed=1, epoch=0))[:1])
-    assert float(run.task.weight) == pytest.approx(0.5)  # 1 - lr x clipped norm
+    assert run.task.weight.item() == pytest.approx(0.5)  # 1 - lr x clipped norm
 
 
 def test_a_nan_stops_before_it_is_saved(tmp_path: Path) -> None:
