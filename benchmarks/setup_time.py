@@ -3,8 +3,8 @@
     python -m benchmarks.setup_time [--cold 1] [--repeats 5]
 
 From nothing: no environment and an empty pip cache, so every package comes from the index or from pip's find-links, and
-the network is part of the figure. The preflight's first run compiles the CPU kernels, the others load them. The environment
-is made in a temporary folder and removed; the project's own is not touched.
+the network is part of the figure. The preflight's first run compiles the CPU kernels, the others load them. All of it
+happens in a temporary folder that is removed; the project's own environment is not touched.
 """
 
 from __future__ import annotations
