@@ -84,6 +84,7 @@ class SequenceBatch:
         num_candidates: ``[U]`` int64, how many of the newest tokens are candidates.
         context: features of the user, each ``[U]``.
         context_offsets: ``[U + 1]`` int64 for those context features that are jagged themselves.
+        all_targets: every token has a target; False where nobody looked.
     """
 
     offsets: Tensor
@@ -97,6 +98,7 @@ class SequenceBatch:
     num_candidates: Tensor | None = None
     context: dict[str, Tensor] | None = None
     context_offsets: dict[str, Tensor] | None = None
+    all_targets: bool = False
 
     @property
     def num_rows(self) -> int:

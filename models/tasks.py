@@ -17,11 +17,11 @@ class LossOutput:
 
     Attributes:
         sum: scalar, summed over the targets of the batch.
-        count: scalar int64, how many targets that was.
+        count: how many targets that was.
     """
 
     sum: Tensor
-    count: Tensor
+    count: int
 
 
 class Retrieval(nn.Module):
@@ -49,12 +49,12 @@ class Retrieval(nn.Module):
 
     def loss(self, batch: SequenceBatch) -> LossOutput:
         """The training loss over all positions of the batch that have a target."""
-        states = self.token_states(batch)  # [T, D]
-        asked = batch.targets > 0
-        targets, table = batch.targets[asked], self.item_embedding.weight
-        generator = default_generator(states.device)
-        total = compute_loss(self.loss_options, states[asked], table, targets, generator, self.popularity)
-        return LossOutput(total, asked.sum())
+        states, targets = self.token_states(batch), batch.targets  # [T, D], [T]
+        if not batch.all_targets:  # choosing tokens makes a GPU wait; a training batch has a target at every one
+            states, targets = states[targets > 0], targets[targets > 0]
+        table, generator = self.item_embedding.weight, default_generator(states.device)
+        total = compute_loss(self.loss_options, states, table, targets, generator, self.popularity)
+        return LossOutput(total, targets.numel())
 
     def encode(self, batch: SequenceBatch) -> Tensor:
         """The state of each row's newest token, ``[U, D]``."""

@@ -98,6 +98,7 @@ def gather_batch(store: SequenceStore, windows: Windows, *, last_target_only: bo
         request_time=torch.from_numpy(np.ascontiguousarray(store.timestamps[windows.end])),
         user_index=torch.from_numpy(windows.user),
         ratings=None if ratings is None else torch.from_numpy(np.ascontiguousarray(ratings[index])),
+        all_targets=not last_target_only,
     )
 
 

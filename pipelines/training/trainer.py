@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models.batch import SequenceBatch
 from models.tasks import LossOutput
@@ -113,7 +113,7 @@ class TrainState:
         epoch: finished epochs.
         batch: global batches done in the running epoch.
         step: updates done.
-        loss_sum: training loss of the running epoch so far.
+        loss_sum: training loss of the running epoch when the checkpoint was written.
         loss_count: targets of the running epoch so far.
         targets: targets trained on since the start.
         seconds: wall time spent over all resumes, validation included.
@@ -177,6 +177,7 @@ class Trainer:
         self.optimizer = build_optimizer(task, optimizer)
         self.guards = Guards(guards)
         self.state = TrainState()
+        self.epoch_loss = torch.zeros((), device=self.device, dtype=torch.float64)
         self.parameters = [p for p in task.parameters() if p.requires_grad]
         self.saved_at, self.clock = time.monotonic(), time.monotonic()
         batches = len(epoch_batches(data.windows, data.loader, seed=data.seed, epoch=0))
@@ -217,12 +218,13 @@ class Trainer:
         while group := [batch for _, batch in zip(range(options.accumulate), batches, strict=False)]:
             loss, norm = self.update(group)
             if state.step % options.log_every == 0:
-                self.guards.check_step(state.step, loss, norm)
+                mean, grad_norm = loss.item(), norm.item()
+                self.guards.check_step(state.step, mean, grad_norm)
                 now = time.monotonic()
                 speed = (state.targets - targets_before) / (now - since)
                 since, targets_before = now, state.targets
                 lr = self.optimizer.param_groups[0]["lr"]
-                self.write("train", loss=loss, grad_norm=norm, lr=lr, tokens_per_s=speed)
+                self.write("train", loss=mean, grad_norm=grad_norm, lr=lr, tokens_per_s=speed)
             if reason := self.guards.spent(self.tick()):
                 state.finished = reason
                 self.save()
@@ -232,13 +234,16 @@ class Trainer:
             self.stop.raise_if_requested()
         self.end_epoch()
 
-    def update(self, group: list[SequenceBatch]) -> tuple[float, float]:
-        """One optimiser step over the batches of ``group``; its mean loss and gradient norm (before clipping)."""
+    def update(self, group: list[SequenceBatch]) -> tuple[Tensor, Tensor]:
+        """One optimiser step over the batches of ``group``; its mean loss and gradient norm (before clipping).
+
+        Both stay on the device: reading them would make the host wait for every step.
+        """
         state = self.state
         for parameter_group in self.optimizer.param_groups:
             parameter_group["lr"] = learning_rate(self.optimizer_options, state.step, self.total_steps)
         self.optimizer.zero_grad(set_to_none=True)
-        total, count = torch.zeros((), device=self.device), 0
+        total, count = torch.zeros((), device=self.device, dtype=torch.float64), 0
         for batch in group:
             if self.watch is not None:
                 self.watch.before_update(batch, state.step)
@@ -246,26 +251,27 @@ class Trainer:
                 output = self.task.loss(batch.to(self.device))  # type: ignore[operator]
             output.sum.backward()
             total += output.sum.detach()
-            count += int(output.count)
+            count += output.count
         grads = [p.grad for p in self.parameters if p.grad is not None]
         torch._foreach_div_(grads, max(count, 1))
         norm = nn.utils.clip_grad_norm_(self.parameters, self.options.grad_clip or float("inf"))
-        mean = total.item() / max(count, 1)
+        mean = total / max(count, 1)
         if self.watch is not None:
-            self.watch.after_backward(mean, state.step, state.epoch)
+            self.watch.after_backward(mean.item(), state.step, state.epoch)
         self.optimizer.step()
         state.step += 1
         state.batch += len(group)
         state.targets += count
-        state.loss_sum += total.item()
         state.loss_count += count
-        return mean, norm.item()
+        self.epoch_loss += total
+        return mean, norm
 
     def end_epoch(self) -> None:
         """Close the epoch's books."""
         state = self.state
-        mean = state.loss_sum / max(state.loss_count, 1)
-        state.epoch, state.batch, state.loss_sum, state.loss_count = state.epoch + 1, 0, 0.0, 0
+        mean = self.epoch_loss.item() / max(state.loss_count, 1)
+        state.epoch, state.batch, state.loss_count = state.epoch + 1, 0, 0
+        self.epoch_loss.zero_()
         self.guards.check_step(state.step, mean, 0.0)
         self.guards.check_epoch(state.epoch, mean)
         state.to_validate = state.epoch % self.options.eval_every == 0 or state.epoch == self.options.epochs
@@ -309,6 +315,7 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint of this very moment."""
         self.tick()
+        self.state.loss_sum = self.epoch_loss.item()
         state = {
             "identity": self.identity,
             "model": self.task.state_dict(),
@@ -343,6 +350,7 @@ class Trainer:
         self.task.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.state = TrainState(**saved["state"])
+        self.epoch_loss.fill_(self.state.loss_sum)
         self.guards.restore(saved["guards"])
         torch.set_rng_state(saved["rng"]["cpu"].cpu())
         if torch.cuda.is_available() and len(saved["rng"]["cuda"]) == torch.cuda.device_count():
