@@ -4,6 +4,7 @@
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
 VENV="${RECPOD_VENV:-$ROOT/.venv}"
+[[ "$VENV" == /* ]] || VENV="$PWD/$VENV"
 LOCKS="$ROOT/docker/locks"
 # shellcheck source-path=SCRIPTDIR source=../docker/versions.env
 source "$ROOT/docker/versions.env"

@@ -96,6 +96,7 @@ install() {
   fi
   if [[ "$WITH_TESTS" == yes ]]; then install_test; fi
   if ! has project; then install_project; fi
+  if [[ "$core" == absent ]]; then compile_kernels; fi
   rm "$VENV/.recpod/installing"
   note "environment ready in $((SECONDS - start)) s: $VENV"
 }
@@ -130,8 +131,8 @@ install_lock() { # LOCK [OPTION...]
 }
 
 install_cpu() {
+  install_cpu_torch # first: the one package that may be out of reach
   install_lock "$LOCKS/cpu.txt"
-  install_cpu_torch
 }
 
 install_test() {
@@ -175,6 +176,13 @@ install_project() {
   note "installing the project, editable"
   venv_pip --no-build-isolation --editable "$ROOT" || die "pip could not install the project (its own lines are above)"
   stamp_now project >"$VENV/.recpod/project"
+}
+
+# Once, here, rather than in the first minute of the first run; whether they are right is the preflight's to say.
+compile_kernels() {
+  note "compiling the kernels"
+  "$VENV/bin/python" -c 'from models.kernels import self_check; self_check()' >/dev/null ||
+    note "warning: the kernels could not be compiled now: see recpod preflight"
 }
 
 main "$@"

@@ -16,7 +16,9 @@ from pipelines.training.events import EventLog
 from pipelines.training.tracking import Status, TrackingOptions, describe_error
 
 _INIT_SECONDS = 30.0  # W&B's own default of 90 is a third of a quick start
-_FINISH_SECONDS = 5.0  # a scheduler kills 10 s after SIGTERM; what is not uploaded by then stays in the run's folder
+# A scheduler kills 10 s after SIGTERM; what is not uploaded by then stays in the run's folder. Offline nothing is sent:
+# there the file must be whole, also on a machine that is busy.
+_FINISH_SECONDS = {"online": 5.0, "offline": 60.0}
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +110,6 @@ def _init(
             disable_git=True,  # a remote's address may carry a token; environment.json names the commit
             disable_code=True,
             init_timeout=_INIT_SECONDS,
-            finish_timeout=_FINISH_SECONDS,
+            finish_timeout=_FINISH_SECONDS[mode],
         ),
     )

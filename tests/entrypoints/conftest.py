@@ -14,7 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.machine import read_pins
+
 ROOT = Path(__file__).resolve().parents[2]
+TORCH = read_pins()["TORCH"]
 
 # What setuptools does for an editable install, without setuptools: the lock of the small checkout does not hold it.
 BACKEND = """
@@ -59,7 +62,7 @@ def make_wheel(folder: Path, name: str, version: str, code: str) -> str:
 
 def torch_code(cuda: str | None) -> str:
     """A module that says of itself what torch would."""
-    return f"class version:\n    cuda = {cuda!r}\n__version__ = '2.13.0'\n"
+    return f"class version:\n    cuda = {cuda!r}\n__version__ = '{TORCH}'\n"
 
 
 @dataclass(frozen=True)
@@ -81,10 +84,10 @@ class Checkout:
         return {name: value for name, value in values.items() if value}
 
     def start(self, *arguments: str, script: str = "entrypoints/setup.sh", **changes: str) -> subprocess.Popen[str]:
-        command = [str(self.root / script), *arguments]
-        pipe = subprocess.PIPE
+        command, pipe = [str(self.root / script), *arguments], subprocess.PIPE
+        environment = self.environment(**changes)
         return subprocess.Popen(
-            command, env=self.environment(**changes), stdout=pipe, stderr=pipe, text=True, start_new_session=True
+            command, cwd=self.root, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True
         )
 
     def run(self, *arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
@@ -108,10 +111,13 @@ def checkout(tmp_path: Path) -> Checkout:
     shutil.copytree(ROOT / "entrypoints", root / "entrypoints")
     for name in ("docker/versions.env", "pipelines/__init__.py", "pipelines/errors.py", "pipelines/machine.py"):
         shutil.copy(ROOT / name, root / name)
+    kernels = root / "models" / "kernels"
+    kernels.mkdir(parents=True)
+    (kernels / "__init__.py").write_text("def self_check():\n    open('compiled', 'a').write('once ')\n")
     (root / "backend.py").write_text(BACKEND)
     (root / "pyproject.toml").write_text(PROJECT)
     locks = root / "docker" / "locks"
     (locks / "cpu.txt").write_text(make_wheel(wheels, "core_package", "1.0", "VALUE = 1\n"))
-    (locks / "torch-cpu.txt").write_text(make_wheel(wheels, "torch", "2.13.0+cpu", torch_code(cuda=None)))
+    (locks / "torch-cpu.txt").write_text(make_wheel(wheels, "torch", f"{TORCH}+cpu", torch_code(cuda=None)))
     (locks / "test.txt").write_text(make_wheel(wheels, "test_package", "1.0", "VALUE = 2\n"))
     return Checkout(root, wheels)

@@ -98,7 +98,7 @@ def test_every_pin_is_used() -> None:
 
 def test_torch_without_a_gpu_is_the_cpu_build_only() -> None:
     requirement, hashes = locked("torch-cpu")["torch"]
-    assert str(requirement) == f"torch=={PINS['TORCH']}" == "torch==2.13.0"
+    assert str(requirement) == f"torch=={PINS['TORCH']}"
     assert hashes == [value for key, value in PINS.items() if key.startswith("TORCH_CPU_SHA256_")]
     assert len(set(hashes)) == 4  # two Pythons, two architectures
     heavy = {name for lock in ("cpu", "test") for name in locked(lock) if name.startswith(("nvidia", "cuda", "torch"))}

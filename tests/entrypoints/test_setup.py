@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.entrypoints.conftest import Checkout, make_wheel, torch_code
+from tests.entrypoints.conftest import TORCH, Checkout, make_wheel, torch_code
 
 
 def script(folder: Path, name: str, body: str) -> Path:
@@ -44,6 +44,7 @@ def test_made_once_then_left_alone_then_extended(checkout: Checkout) -> None:
     assert checkout.imports("core_package, test_package")
     assert stamps(checkout)["core"] == before["core"]  # what was there was kept
     assert checkout.run().stderr == ""  # more than asked for is ready too
+    assert (checkout.root / "compiled").read_text() == "once "  # kernels, before the first run rather than in it
 
 
 def test_another_lock_makes_it_anew(checkout: Checkout) -> None:
@@ -86,7 +87,7 @@ def test_two_at_once_install_once(checkout: Checkout) -> None:
 
 def test_a_cuda_build_is_refused_without_a_gpu(checkout: Checkout) -> None:
     lock = checkout.root / "docker" / "locks" / "torch-cpu.txt"
-    lock.write_text(make_wheel(checkout.wheels, "torch", "2.13.0+cpu", torch_code(cuda="12.8")))
+    lock.write_text(make_wheel(checkout.wheels, "torch", f"{TORCH}+cpu", torch_code(cuda="12.8")))
     refused = checkout.run()
     assert refused.returncode == 2
     assert "CUDA 12.8 on a machine of kind cpu" in refused.stderr
@@ -95,10 +96,12 @@ def test_a_cuda_build_is_refused_without_a_gpu(checkout: Checkout) -> None:
 
 
 def test_an_unknown_torch_wheel_is_refused(checkout: Checkout) -> None:
-    make_wheel(checkout.wheels, "torch", "2.13.0+cpu", torch_code(cuda=None) + "TAMPERED = True\n")
+    make_wheel(checkout.wheels, "torch", f"{TORCH}+cpu", torch_code(cuda=None) + "TAMPERED = True\n")
     refused = checkout.run()
     assert refused.returncode == 2
-    assert refused.stderr.splitlines()[-1].startswith("error: the wheel of torch 2.13.0 in pip's find-links is none of")
+    assert refused.stderr.splitlines()[-1].startswith(
+        f"error: the wheel of torch {TORCH} in pip's find-links is none of"
+    )
     assert not checkout.imports("torch")
 
 
@@ -121,7 +124,9 @@ def test_no_torch_anywhere_ends_in_one_clear_line(checkout: Checkout) -> None:
     index.mkdir()
     refused = checkout.run(RECPOD_TORCH_INDEX=index.as_uri())
     assert refused.returncode == 2
-    assert refused.stderr.splitlines()[-1].startswith("error: torch 2.13.0 (CPU build) is neither in pip's find-links")
+    assert refused.stderr.splitlines()[-1].startswith(
+        f"error: torch {TORCH} (CPU build) is neither in pip's find-links"
+    )
 
 
 def test_a_folder_of_the_users_own_is_not_touched(checkout: Checkout) -> None:

@@ -1,0 +1,317 @@
+"""Everything a GPU has to show, in one call of under ten minutes: kernels, training speed, repeatability, convergence.
+
+    benchmarks/gpu.sh [--store FOLDER] [--seconds 540]          (RECPOD_STORE and OUT do the same)
+
+Needs torch and numpy alone (and triton, where its kernels shall run). Without ``--store`` (a sequence store's folder)
+the data are made up and nothing converges to anything. Every part writes its file as soon as it is done:
+
+* ``front-gpu-kernels``: every kernel path that runs here against the reference in float64, forward and backward, in
+  float32 and bfloat16, on odd and on real shapes; the whole model; two equal runs; a resumed run.
+* ``front-gpu-train-speed``: targets per second of the Trainer's step, by kernel path, batch and precision.
+* ``gpu-convergence-aware.json`` (or blind), only with a store: the Trainer in the time that is left; what validation
+  chose is tested.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.gpu_checks import Check, kernel_checks, model_check, repeat_check, resume_check
+from benchmarks.plain_trainer import plain_trainer
+from benchmarks.result_file import RESULTS, write_result
+from benchmarks.synthetic_store import synthetic_store
+from models.batch import SequenceBatch
+from models.kernels import chosen_paths
+from models.kernels.paths import PATHS, VARIABLE, missing
+from models.ss4rec import SS4Rec, SS4RecOptions
+from pipelines.data.loader import LoaderOptions, cut_windows, training_batches
+from pipelines.data.splits import Split, make_split
+from pipelines.data.store import SequenceStore
+from pipelines.evaluation.evaluator import Evaluation, evaluate
+from pipelines.evaluation.protocols import get_protocol
+from pipelines.run_folder import commit
+from pipelines.training.guards import GuardOptions
+from pipelines.training.trainer import Trainer, TrainingData, TrainingOptions, load_best
+
+SEED = 1
+LOADER = LoaderOptions(max_length=200, windows="all", rows_per_batch=128)  # as configs/runs/ml1m.yaml
+PARTS = ("checks", "speed", "converge")
+EVALUATION_MARGIN = 45.0  # seconds kept for test and clean-up after a convergence run
+
+
+class Bench:
+    """Device, data and model sizes of this call.
+
+    Args:
+        device: ``cuda`` or ``cpu``.
+        store: the sequences.
+        options: of the model.
+        work: folder for events and checkpoints.
+        loader: how histories are batched.
+    """
+
+    def __init__(
+        self, device: str, store: SequenceStore, options: SS4RecOptions, work: Path, loader: LoaderOptions = LOADER
+    ) -> None:
+        self.device, self.store, self.options, self.work = torch.device(device), store, options, work
+        self.loader = loader
+        self.split: Split = make_split(store, "leave-one-out")
+
+    def data(self, loader: LoaderOptions) -> TrainingData:
+        """Training data cut and batched as ``loader`` says."""
+        windows = cut_windows(self.store, self.split.train, loader.max_length, loader.windows)
+        return TrainingData(self.store, windows, loader, SEED)
+
+    def task(self) -> SS4Rec:
+        """A fresh model with the same weights each time."""
+        torch.manual_seed(SEED)
+        return SS4Rec(self.store.num_items, self.options).to(self.device)
+
+    def trainer(self, name: str, loader: LoaderOptions, **options: Any) -> Trainer:
+        """A trainer of a fresh model."""
+        return plain_trainer(self.task(), self.data(loader), self.work / name, **options)
+
+    def ask(self, task: SS4Rec, part: str, protocol: str) -> Evaluation:
+        """Evaluate on the ``valid`` or ``test`` queries."""
+        queries = getattr(self.split, part)
+        return evaluate(
+            task,
+            self.store,
+            queries,
+            protocol=get_protocol(protocol),
+            max_length=self.loader.max_length,
+            device=self.device,
+            tokens_per_batch=self.loader.tokens_per_batch * (8 if self.device.type == "cuda" else 1),
+        )
+
+
+def synchronise(device: torch.device) -> float:
+    """The time when the device has done all it was asked."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def endless(data: TrainingData) -> Iterator[SequenceBatch]:
+    """Batches, epoch after epoch."""
+    epoch = 0
+    while True:
+        yield from training_batches(data.store, data.windows, data.loader, seed=data.seed, epoch=epoch)
+        epoch += 1
+
+
+def measure_speed(bench: Bench, name: str, rows: int, precision: str, seconds: float) -> dict[str, Any]:
+    """Targets per second of one way to train, in steps of ten until ``seconds`` are over; peak memory of the device."""
+    loader = replace(bench.loader, rows_per_batch=rows)
+    trainer = bench.trainer(f"speed-{name}", loader, training=TrainingOptions(precision=precision))
+    batches = endless(trainer.data)
+    trainer.task.train()
+    for _ in range(3):  # compiles and allocates
+        trainer.update([next(batches)])
+    if bench.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    rates: list[float] = []
+    steps, end = 0, time.perf_counter() + seconds
+    while not rates or time.perf_counter() < end:
+        begin, before = synchronise(bench.device), trainer.state.targets
+        for _ in range(10):
+            trainer.update([next(batches)])
+        rates.append((trainer.state.targets - before) / (synchronise(bench.device) - begin))
+        steps += 10
+    per_step = trainer.state.targets / trainer.state.step
+    return {
+        "rows_per_batch": rows,
+        "precision": precision,
+        "targets_per_second": [round(rate) for rate in rates],
+        "median": statistics.median(rates),
+        "steps_per_second": statistics.median(rates) / per_step,
+        "peak_memory_gb": round(torch.cuda.max_memory_allocated() / 1e9, 3) if bench.device.type == "cuda" else None,
+        "steps": steps,
+    }
+
+
+def speed_part(bench: Bench, rows: tuple[int, ...], seconds: float) -> dict[str, dict[str, Any]]:
+    """Every kernel path with the first batch size; the best also with larger batches and in float32."""
+    device = bench.device.type
+    runnable = [
+        path.name for path in PATHS["diagonal_scan"] if missing(path, device) is None and path.name != "reference"
+    ]
+    forced = os.environ.pop(VARIABLE, None)
+    found = {}
+    try:
+        for path in runnable:
+            os.environ[VARIABLE] = path
+            found[f"{path}, {rows[0]} rows"] = measure_speed(bench, f"{path}-{rows[0]}", rows[0], "auto", seconds)
+        del os.environ[VARIABLE]
+        for count in rows:
+            for precision in ("auto", "float32"):
+                name = f"best, {count} rows, {precision}"
+                found[name] = measure_speed(bench, f"best-{count}-{precision}", count, precision, seconds)
+                print(f"{name}: {found[name]['median']:,.0f} targets/s", flush=True)
+    finally:
+        os.environ.pop(VARIABLE, None)
+        if forced is not None:
+            os.environ[VARIABLE] = forced
+    return found
+
+
+def report_speed(bench: Bench, found: dict[str, dict[str, Any]], command: str, folder: Path) -> None:
+    """The fastest of the recipe's batch size, against plain PyTorch on the same device."""
+    device, plain = bench.device.type, next(v for k, v in found.items() if k.startswith("torch,"))
+    ours = next(v for k, v in found.items() if k.startswith("best,") and k.endswith("auto"))
+    write_result(
+        claim=f"front-{'gpu' if device == 'cuda' else device}-train-speed",
+        value=round(ours["median"]),
+        unit=f"targets/s in training, SS4Rec, {bench.store.manifest['source']['name']}, "
+        f"{ours['rows_per_batch']} rows a batch, {ours['steps_per_second']:.1f} steps/s, median",
+        target=f"> {plain['median']:.0f} (plain PyTorch)",
+        met=ours["median"] > plain["median"],
+        peer=f"the kernels in plain PyTorch on the same device in the same run: {plain['median']:,.0f} targets/s",
+        command=command,
+        runs={"speeds": found, "paths": chosen_paths(device), "device": device_name(bench.device)},
+        folder=folder,
+    )
+
+
+def check_part(bench: Bench, quick: bool) -> list[Check]:
+    """Every check, each printed as it is done."""
+    checks = []
+    for check in (
+        *kernel_checks(bench.device.type, quick),
+        model_check(bench.task, bench.data(replace(bench.loader, rows_per_batch=4)), bench.device),
+        repeat_check(lambda name: bench.trainer(name, bench.loader, training=TrainingOptions(deterministic=True))),
+        resume_check(lambda name: bench.trainer(name, bench.loader, training=TrainingOptions(deterministic=True))),
+    ):
+        print(check.line(), flush=True)
+        checks.append(check)
+    torch.use_deterministic_algorithms(False)
+    return checks
+
+
+def report_checks(bench: Bench, checks: list[Check], command: str, folder: Path) -> bool:
+    """The checks' result; whether all that could run have passed."""
+    done = [check for check in checks if check.passed is not None]
+    passed = sum(check.passed is True for check in done)
+    write_result(
+        claim=f"front-{'gpu' if bench.device.type == 'cuda' else bench.device.type}-kernels",
+        value=passed,
+        unit=f"of {len(done)} checks passed: every kernel path against the reference in float64, forward and "
+        "backward; the whole model; a repeated and a resumed run bit by bit",
+        target=f">= {len(done)}",
+        met=passed == len(done),
+        peer="the reference implementations, float64",
+        command=command,
+        runs={"checks": [vars(check) for check in checks], "device": device_name(bench.device)},
+        folder=folder,
+    )
+    return passed == len(done)
+
+
+def converge(bench: Bench, seconds: float, epochs: int) -> dict[str, Any]:
+    """Train until ``seconds`` are over, patience runs out or ``epochs`` are done; test what validation chose."""
+    trainer = bench.trainer(
+        "convergence",
+        bench.loader,
+        training=TrainingOptions(epochs=epochs),
+        guards=GuardOptions(max_hours=seconds / 3600),
+    )
+    curve: list[dict[str, float]] = []
+
+    def validate() -> dict[str, float]:
+        metrics = bench.ask(trainer.task, "valid", "loo-full-masked").metrics  # type: ignore[arg-type]
+        curve.append({"epoch": trainer.state.epoch, "step": trainer.state.step, **metrics})
+        print(
+            f"epoch {trainer.state.epoch}: NDCG@10 {metrics['NDCG@10']:.4f}, HR@10 {metrics['HR@10']:.4f}", flush=True
+        )
+        return metrics
+
+    trainer.validate = validate
+    state = trainer.run()
+    if state.best_step < 0:
+        return {"ended": state.finished, "epochs": state.epoch, "note": "the time was over before the first validation"}
+    load_best(trainer.task, trainer.checkpoints, state)
+    tests = {name: bench.ask(trainer.task, "test", name) for name in ("loo-full-masked", "loo-full")}  # type: ignore[arg-type]
+    masked = tests["loo-full-masked"]
+    return {
+        "protocol": get_protocol("loo-full-masked").describe(
+            bench.store,
+            bench.split,
+            max_length=bench.loader.max_length,
+            query_time=bench.options.query_time,
+            validation="best NDCG@10 on validation, checked every epoch",
+            seeds=[SEED],
+            commit=commit(),
+        ),
+        "test": {name: result.metrics for name, result in tests.items()},
+        "valid": curve,
+        "best_step": state.best_step,
+        "epochs": state.epoch,
+        "seconds": round(state.seconds, 1),
+        "ended": state.finished,
+        "ranking_users_per_second": round(masked.num_queries / masked.rank_seconds),
+        "encoding_users_per_second": round(masked.num_queries / masked.encode_seconds),
+        "device": device_name(bench.device),
+        "paths": chosen_paths(bench.device.type),
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or that there is none."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; 1 when a check has failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--store", type=Path, default=os.environ.get("RECPOD_STORE"), help="a sequence store's folder")
+    parser.add_argument("--seconds", type=float, default=540.0, help="for everything (default %(default)s)")
+    parser.add_argument("--epochs", type=int, default=200, help="of the convergence run at most")
+    parser.add_argument("--query-time", default="aware", choices=("aware", "blind"))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="which (default: all)")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, for trials")
+    parser.add_argument(
+        "--out", type=Path, default=os.environ.get("OUT", RESULTS / "gpu"), help="folder of the results"
+    )
+    options = parser.parse_args(arguments)
+    begin, out = time.monotonic(), Path(options.out)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("torch finds no GPU here; --device cpu --quick tries the script out")
+    command = "benchmarks/gpu.sh" + (" --store FOLDER" if options.store else "")
+    sizes = SS4RecOptions(query_time=options.query_time)
+    sizes = replace(sizes, hidden=16, s5_state=4, d_state=4) if options.quick else sizes
+    with tempfile.TemporaryDirectory(prefix="gpu-") as folder:
+        work = Path(folder)
+        share = 0.003 if options.quick else 1.0
+        store = SequenceStore.open(options.store) if options.store else synthetic_store(work / "store", share=share)
+        loader = replace(LOADER, max_length=16, rows_per_batch=4) if options.quick else LOADER
+        bench = Bench(options.device, store, sizes, work, loader)
+        print(f"{device_name(bench.device)}, torch {torch.__version__}, {chosen_paths(options.device)}", flush=True)
+        passed = True
+        if "checks" in options.parts:
+            passed = report_checks(bench, check_part(bench, options.quick), command, out)
+        if "speed" in options.parts:
+            rows, seconds = ((4,), 0.1) if options.quick else ((128, 512, 2048), 5.0)
+            report_speed(bench, speed_part(bench, rows, seconds), command, out)
+        left = options.seconds - (time.monotonic() - begin) - EVALUATION_MARGIN
+        if options.store and "converge" in options.parts and left > 0:
+            found = converge(bench, left, options.epochs)
+            out.mkdir(parents=True, exist_ok=True)
+            (out / f"gpu-convergence-{options.query_time}.json").write_text(json.dumps(found, indent=2) + "\n")
+    print(f"{time.monotonic() - begin:.0f} s, results in {out}")
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
