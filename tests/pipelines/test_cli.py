@@ -168,7 +168,7 @@ def test_sigterm_leaves_a_checkpoint_and_exit_code_75_and_the_next_start_resumes
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ}
     )
     events = tiny.parent / "runs" / "tiny" / "events.jsonl"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 150
     while not events.exists() or '"valid"' not in events.read_text():
         assert time.monotonic() < deadline and process.poll() is None, process.communicate()
         time.sleep(0.05)

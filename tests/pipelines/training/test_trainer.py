@@ -94,7 +94,7 @@ def child(folder: Path) -> subprocess.Popen[str]:
 
 
 def wait_for_step(folder: Path, step: int) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 150
     while not [s for s in checkpoint_steps(folder) if s >= step]:
         assert time.monotonic() < deadline, "no checkpoint came"
         time.sleep(0.01)
