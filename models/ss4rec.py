@@ -8,7 +8,7 @@ Source: Xiao et al. 2025, "SS4Rec: Continuous-Time Sequential Recommendation wit
 ``D_i`` is the time until the next event (``query_time: aware``; for the newest event until the request) or since the
 event before (``blind``). They are two models: an aware checkpoint asked without its last interval would drop the newest
 item. The model is causal, so one pass over a history trains all its positions: the loss of position i is the loss of
-the prefix that ends there.
+the prefix that ends there. A history longer than the window is cut (``windows: all``) into pieces that start afresh.
 """
 
 from __future__ import annotations
@@ -65,6 +65,13 @@ class SS4RecOptions:
     __pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}
 
     def __post_init__(self) -> None:
+        for key in ("hidden", "layers", "s5_state", "d_state", "d_conv", "expand"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key}: {getattr(self, key)} is less than 1")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: {self.dropout} is not in [0, 1)")
+        if not 0 < self.dt_min <= self.dt_max:
+            raise ValueError(f"dt_min: {self.dt_min} is not above 0 and at most dt_max ({self.dt_max})")
         if self.query_time not in ("aware", "blind"):
             raise ValueError(f"query_time: '{self.query_time}' is not one of aware, blind")
         if self.interval_scaling not in SCALINGS:

@@ -13,7 +13,7 @@ import typer.exceptions
 from rich.console import Console
 
 from pipelines.errors import ConfigError, RecPodError, nearest
-from pipelines.training.signals import Interrupted
+from pipelines.training.signals import Interrupted, StopSignal
 
 if TYPE_CHECKING:  # importing the schema takes torch with it: --help and usage errors do without
     from pipelines.config import RunConfig
@@ -78,15 +78,6 @@ def runbook(
     """What ./runpod_entrypoint.sh hands over to."""
     from pipelines import front_door
 
-    layers = front_door.flags_to_layers(
-        model=model,
-        dataset=dataset,
-        debug=debug,
-        no_wandb=no_wandb,
-        max_hours=max_hours,
-        max_cost=max_cost,
-        price_per_hour=price_per_hour,
-    )
     recipe = front_door.choose_recipe(
         quickstart=quickstart,
         ml1m=test_ml1m,
@@ -95,6 +86,16 @@ def runbook(
         config=config,
         model=model,
         dataset=dataset,
+    )
+    layers = front_door.flags_to_layers(
+        recipe,
+        model=model,
+        dataset=dataset,
+        debug=debug,
+        no_wandb=no_wandb,
+        max_hours=max_hours,
+        max_cost=max_cost,
+        price_per_hour=price_per_hour,
     )
     loaded = _load(recipe, sets, layers)
     return front_door.open_recipe(loaded, resume=resume, force=force, dry_run=dry_run, console=_console())
@@ -210,7 +211,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _exit_code(arguments: list[str] | None) -> int:
     try:
-        result: Any = app(arguments, standalone_mode=False)
+        with StopSignal():
+            result: Any = app(arguments, standalone_mode=False)
         return result if isinstance(result, int) else 0
     except typer.exceptions.TyperException as error:
         return _complain(_usage(error))

@@ -13,15 +13,16 @@ import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from models.registry import MODELS
 from pipelines.config_files import CONFIGS, KeyPath, Layered, parse_override, read_yaml
 from pipelines.data.loader import LoaderOptions
 from pipelines.errors import ConfigError, nearest
+from pipelines.evaluation.protocols import get_protocol
 from pipelines.training.guards import GuardOptions
 from pipelines.training.optimizers import OptimizerOptions
 from pipelines.training.tracking import TrackingOptions
@@ -43,6 +44,10 @@ class DatasetConfig(BaseModel):
     """Events an item must have. Default: the dataset's own."""
     min_rating: float | None = None
     """Ratings below it are dropped. Default: the dataset's own."""
+    timestamp_unit: str | None = None
+    """What the file counts time in: s, ms, us, ns or days. Default: the dataset's own."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Reader options over the dataset's own, such as the names of columns."""
     gdrive_id: str | None = None
     """Google Drive id of the file, where the dataset has no public address."""
     cache: Path | None = None
@@ -56,7 +61,7 @@ class EvaluationConfig(BaseModel):
 
     protocol: str = "loo-full-masked"
     """``loo-full``, ``loo-full-masked`` or ``global-time``: see pipelines/evaluation/protocols.py."""
-    ks: tuple[int, ...] = (1, 5, 10, 20, 50)
+    ks: tuple[Annotated[int, Field(ge=1)], ...] = (1, 5, 10, 20, 50)
     """Cut-offs of HR, NDCG and MRR; 10 is always among them."""
     also: tuple[str, ...] = ()
     """Further protocols that the chosen checkpoint is reported under; they decide nothing."""
@@ -76,6 +81,12 @@ class Gate(BaseModel):
     """The metric must be greater than this."""
     times_popularity: float | None = None
     """The metric must be at least this many times the popularity baseline's."""
+
+    @model_validator(mode="after")
+    def _has_a_threshold(self) -> Gate:
+        if self.above is None and self.times_popularity is None:
+            raise ValueError(f"the gate on {self.metric} has no threshold: give above or times_popularity")
+        return self
 
     def describe(self) -> str:
         """The gate in words."""
@@ -210,7 +221,22 @@ def build_config(layers: Layered) -> RunConfig:
     except ValidationError as error:
         raise _explain(error, RunConfig, (), layers) from error
     _model_options(config.model, layers)
+    _check_evaluation(config, layers)
     return config
+
+
+def _check_evaluation(config: RunConfig, layers: Layered) -> None:
+    """Refuse now what evaluation would refuse after hours of training."""
+    chosen = get_protocol(config.evaluation.protocol)
+    for name in config.evaluation.also:
+        if get_protocol(name).split != chosen.split:
+            what = f"protocol '{name}' divides the data otherwise than '{chosen.name}'"
+            raise ConfigError(what, where=layers.origin(("evaluation", "also")), fix="set evaluation.also=[]")
+    metrics = [f"{metric}@{k}" for k in sorted({*config.evaluation.ks, 10}) for metric in ("HR", "NDCG", "MRR")]
+    named = [("gates", gate.metric) for gate in config.gates] + [("training", config.training.select)]
+    for key, metric in named:
+        if metric not in metrics:
+            raise ConfigError(f"unknown metric '{metric}'", where=layers.origin((key,)), fix=nearest(metric, metrics))
 
 
 def _with_model_file(layers: Layered) -> Layered:

@@ -47,6 +47,7 @@ def choose_recipe(
 
 
 def flags_to_layers(
+    recipe: str | Path,
     *,
     model: str | None,
     dataset: str | None,
@@ -70,8 +71,9 @@ def flags_to_layers(
     for key, (value, flag) in values.items():
         if value is not None:
             layers.put(tuple(key.split(".")), value, flag)
-    if model or dataset:
-        name = "-".join(part for part in (model, dataset) if part)
+    if model or dataset:  # a folder of its own: the recipe's gate must not be passed by another model or other data
+        first = None if recipe == "train" else Path(recipe).stem
+        name = "-".join(part for part in (first, model, dataset) if part)
         layers.put(
             ("name",),
             "".join(c if c.isalnum() or c in "._-" else "_" for c in name).lstrip("._-"),

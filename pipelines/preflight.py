@@ -11,12 +11,12 @@ import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.errors import ConfigError, MachineError
+from pipelines.errors import ConfigError, DataError, MachineError
 from pipelines.machine import (
     GB,
     SHARED_MEMORY,
@@ -30,6 +30,9 @@ from pipelines.machine import (
     package_pins,
     read_pins,
 )
+
+if TYPE_CHECKING:  # to be named only: preflight starts without polars
+    from pipelines.data.datasets import DatasetSpec
 
 Verdict = Literal["ok", "warn", "fail"]
 FAILED = MachineError.exit_code
@@ -77,12 +80,16 @@ class PreflightOptions:
         folder: where runs are written.
         dataset: name or path of the data.
         data_needed: a data source that cannot be reached is a failure, not a warning.
+        spec: the data as a run has resolved it, in place of ``dataset``.
+        cache: where downloads are looked for; None as without a configuration.
     """
 
     device: str = "auto"
     folder: Path = Path("runs")
     dataset: str = "ml-100k"
     data_needed: bool = False
+    spec: DatasetSpec | None = None
+    cache: Path | None = None
 
 
 def run_preflight(options: PreflightOptions | None = None) -> list[Check]:
@@ -285,11 +292,12 @@ def check_source(options: PreflightOptions) -> Check:
 
     worst: Verdict = "fail" if options.data_needed else "warn"
     try:
-        there, text = reachable(load_dataset_spec(options.dataset))
-    except ConfigError as error:
+        spec = options.spec or load_dataset_spec(options.dataset, options.cache)
+    except (ConfigError, DataError) as error:
         return Check("data source", "fail", error.what, remedy=error.fix or "")
-    remedy = "set RECPOD_MIRROR to a folder that holds it"
-    return line("data source", "ok" if there else worst, f"{options.dataset}: {text}", remedy)
+    there, text = reachable(spec, options.cache)
+    remedy = "check the path" if spec.path else "set RECPOD_MIRROR to a folder that holds it"
+    return line("data source", "ok" if there else worst, f"{spec.name}: {text}", remedy)
 
 
 def check_wandb_key() -> Check:

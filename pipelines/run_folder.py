@@ -16,6 +16,13 @@ from typing import Any
 from pipelines.errors import RunError
 
 ROOT = Path(__file__).resolve().parent.parent
+_DECISIVE = (
+    "models/**/*.py",
+    "pipelines/data/**/*.py",
+    *(f"pipelines/training/{name}.py" for name in ("trainer", "optimizers", "checkpoint", "guards")),
+    *(f"pipelines/evaluation/{name}.py" for name in ("evaluator", "ranking", "protocols")),
+    *(f"pipelines/{name}.py" for name in ("stages", "gates", "config")),
+)
 
 
 @dataclass(frozen=True)
@@ -154,10 +161,8 @@ def commit() -> str:
 
 
 def code_digest() -> str:
-    """SHA-256 of the code that decides a number: models, data, training and evaluation."""
+    """SHA-256 of the code that decides a number; how a report looks is not among it."""
     digest = hashlib.sha256()
-    folders = [ROOT / "models", *(ROOT / "pipelines" / name for name in ("data", "training", "evaluation"))]
-    for folder in folders:
-        for path in sorted(folder.rglob("*.py")):
-            digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
+    for path in sorted({path for pattern in _DECISIVE for path in ROOT.glob(pattern)}):
+        digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()

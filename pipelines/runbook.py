@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +19,15 @@ from pipelines.errors import ConfigError, RecPodError, RunError
 from pipelines.evaluation.report import results_table, write_report
 from pipelines.gates import missing_predecessor
 from pipelines.machine import describe_machine, package_versions
-from pipelines.run_folder import RunFolder, commit, write_json, write_text
-from pipelines.training.checkpoint import load_checkpoint
+from pipelines.run_folder import RunFolder, code_digest, commit, write_json, write_text
+from pipelines.training.checkpoint import adopt_checkpoint, load_checkpoint, sweep_checkpoints
 from pipelines.training.debug import DebugWatch
 from pipelines.training.events import EventLog
 from pipelines.training.progress import open_progress
 from pipelines.training.run_log import RunLog
 from pipelines.training.signals import Interrupted, StopSignal
 from pipelines.training.tracking import Status, open_trackers, without_secrets
-from pipelines.training.trainer import TrainState
+from pipelines.training.trainer import TrainState, check_identity
 
 GATE_MISSED = 3
 
@@ -93,12 +94,20 @@ class Session:
     log: RunLog
     stop: StopSignal
     resume: Path | None
+    provenance: dict[str, str]
 
     def train(self) -> tuple[Retrieval, TrainState]:
         """Train or go on; the task has the weights of the best validation."""
         watch = DebugWatch(self.folder.path / "debug", write=self.log.write) if self.config.debug else None
         return stages.train(
-            self.config, self.prepared, self.folder, self.log, self.stop, resume=self.resume, watch=watch
+            self.config,
+            self.prepared,
+            self.folder,
+            self.log,
+            self.stop,
+            resume=self.resume,
+            watch=watch,
+            provenance=self.provenance,
         )
 
 
@@ -110,12 +119,13 @@ def session(config: RunConfig, choices: RunChoices, console: Console) -> Iterato
         if choices.resume == "never":
             set_aside(folder, console)
         with folder.lock():
-            resume = checkpoint_to_resume(folder, choices.resume)
+            sweep_checkpoints(folder.checkpoints)
             prepared = stages.prepare(config)
+            resume = checkpoint_to_resume(config, prepared, folder, choices.resume, console)
             describe(config, prepared, console)
-            record(config, folder)
+            provenance = record(config, folder)
             with logged(config, folder, console, resume) as log:
-                yield Session(config, folder, prepared, log, stop, resume)
+                yield Session(config, folder, prepared, log, stop, resume, provenance)
 
 
 def finish(config: RunConfig, folder: RunFolder, metrics: dict[str, Any], console: Console) -> int:
@@ -126,7 +136,7 @@ def finish(config: RunConfig, folder: RunFolder, metrics: dict[str, Any], consol
     if config.gates:
         verdict = "[green]passed[/]" if metrics["gate"]["passed"] else "[red]missed[/]"
         console.print(f"gate: {verdict}")
-    return 0 if metrics["gate"]["passed"] else GATE_MISSED
+    return GATE_MISSED if metrics["gate"]["passed"] is False else 0
 
 
 def check_predecessor(config: RunConfig, force: bool, console: Console) -> None:
@@ -164,23 +174,35 @@ def set_aside(folder: RunFolder, console: Console) -> None:
             console.print(f"the earlier run was set aside: {moved}")
 
 
-def checkpoint_to_resume(folder: RunFolder, resume: str) -> Path | None:
+def checkpoint_to_resume(
+    config: RunConfig, prepared: stages.Prepared, folder: RunFolder, resume: str, console: Console
+) -> Path | None:
     """The checkpoint that the run goes on from, or None for a fresh start.
 
+    It is checked before anything of the run is touched. One that lies elsewhere, or is not the newest, becomes the
+    newest: what was newer is moved aside with its events.
+
     Raises:
-        RunError: ``resume`` is a path without a checkpoint.
+        RunError: ``resume`` is a path without a checkpoint, or the checkpoint is of another configuration or data.
     """
-    if resume in ("auto", "never"):
-        return stages.newest_checkpoint(folder)
-    path = Path(resume)
-    if (path / "state.pt").exists():
-        return path
-    newest = stages.newest_checkpoint(RunFolder(path))
-    if newest is None:
-        raise RunError(
-            "no checkpoint there", where=f"--resume {resume}", fix="give a step-N folder, a run folder, auto or never"
-        )
-    return newest
+    given = resume not in ("auto", "never")
+    path = Path(resume) if given else stages.newest_checkpoint(folder)
+    if given and path is not None and not (path / "state.pt").exists():
+        path = stages.newest_checkpoint(RunFolder(path))
+        if path is None:
+            fix = "give a step-N folder, a run folder, auto or never"
+            raise RunError("no checkpoint there", where=f"--resume {resume}", fix=fix)
+    if path is None:
+        return None
+    saved = load_checkpoint(path)
+    check_identity(saved, stages.run_identity(config, prepared), path)
+    if given:
+        path, aside = adopt_checkpoint(folder.checkpoints, path, saved["state"]["best_step"])
+        if aside is not None:
+            if folder.events.exists():
+                shutil.copy2(folder.events, aside / folder.events.name)
+            console.print(f"newer checkpoints were set aside: {aside}")
+    return path
 
 
 def describe(config: RunConfig, prepared: stages.Prepared, console: Console) -> None:
@@ -193,19 +215,22 @@ def describe(config: RunConfig, prepared: stages.Prepared, console: Console) -> 
     )
 
 
-def record(config: RunConfig, folder: RunFolder) -> None:
-    """Write the resolved configuration and the environment into the run's folder."""
+def record(config: RunConfig, folder: RunFolder) -> dict[str, str]:
+    """Write configuration and environment into the run's folder; returns code digest and commit of this start."""
     from models.kernels import chosen_paths
 
+    provenance = {"code": code_digest(), "commit": commit()}
     write_text(folder.config, to_yaml(without_secrets(config.resolved())))
     environment = {
         "machine": describe_machine(),
         "versions": package_versions(),
-        "commit": commit(),
+        **provenance,
         "kernels": chosen_paths(stages.device_of(config).type),
+        "loss_products": stages.loss_precision(config),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     write_json(folder.environment, environment)
+    return provenance
 
 
 @contextlib.contextmanager

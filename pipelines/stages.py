@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from models.losses import PopularitySampler
+from models.losses.gradients import compute_dtype
 from models.popularity import Popularity
 from models.registry import build_model
 from models.tasks import Retrieval
@@ -32,11 +33,12 @@ from pipelines.errors import ConfigError, MachineError, RunError
 from pipelines.evaluation.evaluator import Evaluation, evaluate, shuffle_ties, write_ranks
 from pipelines.evaluation.protocols import Protocol, get_protocol
 from pipelines.evaluation.significance import intervals
-from pipelines.gates import apply_gates
-from pipelines.run_folder import RunFolder, code_digest, commit, read_json, write_json
+from pipelines.gates import apply_gates, gate_terms
+from pipelines.run_folder import RunFolder, code_digest, read_json, write_json
 from pipelines.training.checkpoint import checkpoint_path, checkpoint_steps, load_checkpoint
+from pipelines.training.observers import Log, Watch
 from pipelines.training.signals import StopSignal
-from pipelines.training.trainer import Log, Trainer, TrainingData, TrainState, Watch, load_best
+from pipelines.training.trainer import Trainer, TrainingData, TrainState, autocast, check_identity, load_best
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,10 @@ class Prepared:
 def dataset_spec(config: RunConfig) -> DatasetSpec:
     """The dataset of the recipe, with the recipe's own filters in place of the dataset file's."""
     spec = load_dataset_spec(config.dataset.name, config.dataset.cache)
-    chosen = config.dataset.model_dump(include={"min_user_events", "min_item_events", "min_rating"}, exclude_none=True)
-    spec = replace(spec, prepare=replace(spec.prepare, **chosen))
+    filters = {"min_user_events", "min_item_events", "min_rating", "timestamp_unit"}
+    chosen = config.dataset.model_dump(include=filters, exclude_none=True)
+    options = {**spec.options, **config.dataset.options}
+    spec = replace(spec, prepare=replace(spec.prepare, **chosen), options=options)
     return replace(spec, gdrive_id=config.dataset.gdrive_id) if config.dataset.gdrive_id else spec
 
 
@@ -104,6 +108,15 @@ def build_task(config: RunConfig, prepared: Prepared) -> Retrieval:
     return task.to(device)
 
 
+def loss_precision(config: RunConfig) -> str:
+    """The dtype of the loss' matrix products on this machine: part of what a number was made with."""
+    device = device_of(config)
+    with autocast(device, config.training.precision):
+        return str(compute_dtype(torch.zeros(1, device=device), config.model_options().loss.precision)).partition(".")[
+            2
+        ]
+
+
 def training_counts(prepared: Prepared) -> np.ndarray:
     """How often each item stands in the training events, ``[num_items + 1]`` int64; row 0 is padding."""
     store, train = prepared.store, prepared.split.train
@@ -123,6 +136,7 @@ def train(
     *,
     resume: Path | None,
     watch: Watch | None,
+    provenance: Mapping[str, str],
 ) -> tuple[Retrieval, TrainState]:
     """Train, or go on from the checkpoint ``resume``; the task comes back with the weights of the best validation."""
     task = build_task(config, prepared)
@@ -143,6 +157,7 @@ def train(
         validate=lambda: ask(config, prepared, task, "valid", stop=stop).metrics,
         stop=stop,
         identity=run_identity(config, prepared),
+        provenance=provenance,
         watch=watch,
     )
     if resume is not None:
@@ -195,8 +210,7 @@ def best_task(config: RunConfig, prepared: Prepared, folder: RunFolder) -> tuple
     if newest is None:
         raise RunError("there is no checkpoint to evaluate", where=str(folder.path), fix="train the run first")
     saved = load_checkpoint(newest)
-    if saved["identity"] != run_identity(config, prepared):
-        raise RunError("the checkpoint was made with another configuration or other data", where=str(newest))
+    check_identity(saved, run_identity(config, prepared), newest)
     task, state = build_task(config, prepared), TrainState(**saved["state"])
     load_best(task, folder.checkpoints, state)
     return task, state
@@ -205,8 +219,13 @@ def best_task(config: RunConfig, prepared: Prepared, folder: RunFolder) -> tuple
 def evaluate_run(
     config: RunConfig, prepared: Prepared, task: Retrieval, state: TrainState, folder: RunFolder
 ) -> dict[str, Any]:
-    """Test the chosen checkpoint and the popularity baseline, apply the gates, write metrics.json and ranks.parquet."""
+    """Test the chosen checkpoint and the popularity baseline, apply the gates, write metrics.json and ranks.parquet.
+
+    The code and commit that are named are those that trained the checkpoint.
+    """
     inputs = _evaluation_inputs(config, prepared, state)
+    saved = load_checkpoint(checkpoint_path(folder.checkpoints, state.best_step))
+    provenance: list[dict[str, str]] = saved.get("provenance", [])
     metrics = read_json(folder.metrics)
     if metrics.get("inputs") == inputs:
         return metrics
@@ -216,7 +235,7 @@ def evaluate_run(
     baselines = {"popularity": ask(config, prepared, popular, "test").metrics}
     also = {name: _also(config, prepared, task, popular, name) for name in config.evaluation.also}
     if config.evaluation.shuffle_ties:
-        store = shuffle_ties(prepared.store, config.seed)
+        store = shuffle_ties(prepared.store, config.seed, asked=prepared.split.test)
         control = Prepared(store, make_split(store, prepared.protocol.split), prepared.protocol)
         also[f"{prepared.protocol.name}, ties shuffled"] = _also(config, control, task, popular, prepared.protocol.name)
     metrics = {
@@ -227,7 +246,7 @@ def evaluate_run(
             query_time=getattr(task, "query_time", "blind"),
             validation=f"best {config.training.select} on validation, every {config.training.eval_every} epoch(s)",
             seeds=[config.seed],
-            commit=commit(),
+            commit=", then ".join(entry["commit"] for entry in provenance) or None,
         ),
         "valid": valid.metrics,
         "test": test.metrics,
@@ -251,7 +270,8 @@ def evaluate_run(
         },
         "recipe": config.recipe,
         "model": config.resolved()["model"],
-        "code": code_digest(),
+        "terms": gate_terms(config),
+        "code": [entry["code"] for entry in provenance],
         "inputs": inputs,
     }
     write_ranks(folder.ranks, prepared.store, prepared.split.test, test.ranks)

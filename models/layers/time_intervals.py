@@ -16,7 +16,7 @@ from models.batch import SequenceBatch
 
 SCALINGS = ("log1p", "per_user", "raw")
 FLOOR = 0.25
-"""Step of two events in the same second (``log1p`` and ``per_user``): a quarter of the step of an hour."""
+"""Step of two events in the same second (``log1p`` and ``per_user``), where an hour's step is 1.25."""
 HOUR = math.log1p(3600.0)
 
 
@@ -27,7 +27,8 @@ def time_intervals(batch: SequenceBatch, *, query_time: str, scaling: str) -> Te
         batch: queries with int64 seconds; the differences are taken in int64 and are exact.
         query_time: ``aware``: time until the next event, for the newest token until the request (the model is told when
             it is asked). ``blind``: time since the event before, 0 for the first one.
-        scaling: ``log1p``: FLOOR + log1p(seconds) / log1p(an hour). ``per_user``: FLOOR + seconds / the row's mean gap.
+        scaling: ``log1p``: FLOOR + log1p(seconds) / log1p(an hour). ``per_user``: FLOOR + seconds / the row's mean gap
+            so far.
             ``raw``: seconds, as the paper's code has it.
     """
     first, newest = batch.offsets[:-1], batch.offsets[1:] - 1
@@ -44,7 +45,10 @@ def time_intervals(batch: SequenceBatch, *, query_time: str, scaling: str) -> Te
         return seconds
     if scaling == "log1p":
         return FLOOR + torch.log1p(seconds) / HOUR
-    row = batch.jagged(seconds).row_of_token()
-    total = torch.zeros(batch.num_rows, device=seconds.device).index_add_(0, row, seconds)
-    mean = total / batch.lengths.clamp(min=1)
-    return FLOOR + seconds / mean.clamp(min=1.0)[row]
+    # The mean of the gaps so far: the whole row's mean would tell a token what comes later.
+    rows = batch.jagged(seconds)
+    total = torch.cumsum(seconds.to(torch.float64), 0)  # [T], over all rows
+    before = torch.cat([total.new_zeros(1), total])[batch.offsets[:-1]]  # [U], what the rows before add up to
+    so_far = total - before[rows.row_of_token()]
+    mean = so_far / (rows.position_of_token() + 1)
+    return FLOOR + seconds / mean.clamp(min=1.0).to(torch.float32)

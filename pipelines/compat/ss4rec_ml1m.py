@@ -1,7 +1,4 @@
-"""The plan's own validation command, test_ss4rec_ml1m.py.
-
-    python -m pipelines.compat.ss4rec_ml1m [--config F] [--debug] [--skip-deps]
-[--debug] [--skip-deps]``.
+"""The plan's own validation command, ``python -m pipelines.compat.ss4rec_ml1m [--config F] [--debug] [--skip-deps]``.
 
 It is the front door's ``--test-ml1m``. ``--skip-deps`` skipped an installation that this command never does.
 """

@@ -45,9 +45,10 @@ def store_of(spec: DatasetSpec, fetched: Fetched, cache: Path, options: PrepareO
     key = input_key(fetched.sha256, reader, options)
     folder = cache / "stores" / f"{spec.name}-{key[:8]}"
     try:
-        if read_manifest(folder)["source"]["key"] == key:
+        known = read_manifest(folder).get("source")
+        if isinstance(known, dict) and known.get("key") == key:
             return SequenceStore.open(folder)
-    except (DataError, KeyError):
+    except DataError:
         pass  # absent, damaged or of another version: built anew below
     table = read_interactions(fetched.path, spec.format, **reader["options"])
     source = {

@@ -11,8 +11,9 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import metadata
+from importlib import metadata, util
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, urlparse
 
 import requests
@@ -115,10 +116,9 @@ def _local(spec: DatasetSpec, cache: Path) -> _Brought:
     if path is None:
         raise _Absent(f"no {name} in {cache}")
     record = _record_of(path)
-    if record.is_file():
-        known = json.loads(record.read_text(encoding="utf-8"))
+    if known := _read_record(record):
         sha256 = check(path, Expected(sha256=known["sha256"]))  # damaged since it came: the next source replaces it
-        return path, sha256, bool(known["verified"]), f"{known['note']}, downloaded earlier from {known['source']}"
+        return path, sha256, known["verified"], f"{known['note']}, downloaded earlier from {known['source']}"
     expected = _expected(spec)
     if not expected.verifiable:
         return path, check(path, Expected()), False, "unverified: no published checksum"
@@ -219,8 +219,12 @@ def _checksum_note(expected: Expected) -> str:
     return "agrees with the published checksum" if expected.verifiable else "unverified: no published checksum"
 
 
+def _drive_id(spec: DatasetSpec) -> str | None:
+    return spec.gdrive_id or os.environ.get("RECPOD_GDRIVE_ID") or None
+
+
 def _drive(spec: DatasetSpec, cache: Path, progress: bool) -> _Brought:
-    drive_id = spec.gdrive_id or os.environ.get("RECPOD_GDRIVE_ID")
+    drive_id = _drive_id(spec)
     if not drive_id:
         raise _Absent("no id given (gdrive_id, RECPOD_GDRIVE_ID)")
     try:
@@ -250,10 +254,29 @@ def _record_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.source.json")
 
 
+def _read_record(path: Path) -> dict[str, Any] | None:
+    """What :func:`_recorded` remembered; None where there is none or it is damaged."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    kinds = {"source": str, "sha256": str, "verified": bool, "note": str}
+    if not isinstance(record, dict) or not all(isinstance(record.get(key), kind) for key, kind in kinds.items()):
+        return None
+    return record
+
+
 def _recorded(target: Path, sha256: str, verified: bool, note: str, source: str) -> _Brought:
     """Remember beside a download where it came from, so that later runs say so too."""
-    record = {"source": source, "sha256": sha256, "verified": verified, "note": note}
-    _record_of(target).write_text(json.dumps(record) + "\n", encoding="utf-8")
+    record, place = {"source": source, "sha256": sha256, "verified": verified, "note": note}, _record_of(target)
+    part = place.with_name(f"{place.name}.{os.getpid()}.part")
+    try:
+        part.write_text(json.dumps(record) + "\n", encoding="utf-8")
+        os.replace(part, place)  # whole or absent
+    except OSError as error:
+        raise FetchError(f"cannot be written to {place.parent} ({error.strerror or error})") from None
+    finally:
+        part.unlink(missing_ok=True)
     return target, sha256, verified, note
 
 
@@ -262,7 +285,8 @@ def reachable(spec: DatasetSpec, cache: Path | None = None) -> tuple[bool, str]:
     cache = cache or data_folder()
     name = _file_name(spec)
     if spec.path is not None:
-        return spec.path.is_file(), f"local file {spec.path.name}"
+        there = spec.path.is_file()
+        return there, f"local file {spec.path.name}" if there else f"no file at {spec.path}"
     if any(path.is_file() for path in (cache / name, cache / Path(name).name)):
         return True, "local cache"
     mirror = os.environ.get("RECPOD_MIRROR", "")
@@ -292,4 +316,8 @@ def reachable(spec: DatasetSpec, cache: Path | None = None) -> tuple[bool, str]:
         if answer.status_code == 200:
             return True, urlparse(url).hostname or url
         problem = f"{urlparse(url).hostname} answered {answer.status_code}"
+    if _drive_id(spec):
+        if util.find_spec("gdown") is not None:
+            return True, "Google Drive, not checked"
+        problem += "; Google Drive needs the package gdown"
     return False, problem

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from pipelines.data.formats.shown import shown_names
 from pipelines.data.store import SequenceStore, building, write_arrays
 from pipelines.errors import ConfigError, DataError, nearest
 
@@ -154,7 +155,11 @@ def _check_columns(frame: pl.DataFrame, options: PrepareOptions, label: str) -> 
         missing.append("timestamp (or order)")
     if missing:
         raise DataError(
-            f"columns missing: {', '.join(missing)}; found: {', '.join(frame.columns) or 'none'}", where=label
+            f"columns missing: {', '.join(missing)}; found: {shown_names(frame.columns) or 'none'}",
+            where=label,
+            fix="Drop min_rating or name the column with --set dataset.options.rating=COLUMN"
+            if missing == ["rating"]
+            else None,
         )
     if not frame.height:
         raise DataError("the table holds no events", where=label, fix="Check that this is the right file")
@@ -226,7 +231,8 @@ def _check_times(time: np.ndarray, options: PrepareOptions, label: str) -> None:
         raise DataError(
             f"timestamps look like {names[unit]} (up to {highest})",
             where=label,
-            fix=f"Set timestamp_unit: {unit}, which converts",
+            fix=f"Convert them with --set dataset.timestamp_unit={unit} "
+            f"(or `prepare: {{timestamp_unit: {unit}}}` in the dataset's YAML file)",
         )
     raise DataError(
         f"timestamps reach {highest} {options.timestamp_unit}, beyond the year 5138", where=label, fix="Check the unit"

@@ -74,6 +74,7 @@ class SequenceStore:
                 where=str(path),
                 fix=_REBUILD,
             )
+        _check_manifest(manifest, path)
         arrays = {name: _map_array(path, name, declared) for name, declared in manifest["arrays"].items()}
         missing = [name for name, dtype in _CORE.items() if name not in arrays or arrays[name].dtype != dtype]
         if missing:
@@ -96,6 +97,11 @@ class SequenceStore:
         """Events of all users."""
         return len(self.items)
 
+    @property
+    def num_out_of_order(self) -> int:
+        """Events that the file held out of time order inside their user, before they were sorted."""
+        return int(self.manifest["events_out_of_time_order"])
+
     def item_ids(self) -> np.ndarray:
         """Original ids ``[num_items]`` (int64 or object): entry ``i`` belongs to item index ``i + 1``."""
         return self._ids("items.parquet", "item_id")
@@ -116,14 +122,27 @@ class SequenceStore:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of the store at ``path``; DataError when there is none or it is not JSON."""
+    """The manifest of the store at ``path``; DataError when there is none or it is no JSON object."""
     try:
-        manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise DataError("there is no sequence store here", where=str(path), fix="Run `recpod prepare` first") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{MANIFEST} is not readable ({error})", where=str(path), fix=_REBUILD) from None
+    if not isinstance(manifest, dict):
+        raise DataError(f"{MANIFEST} holds no keys", where=str(path), fix=_REBUILD)
     return manifest
+
+
+def _check_manifest(manifest: Mapping[str, Any], path: Path) -> None:
+    """DataError unless what :class:`SequenceStore` reads from the manifest is there."""
+    arrays, counts = manifest.get("arrays"), manifest.get("counts")
+    counted = isinstance(counts, dict) and isinstance(counts.get("items"), int)
+    listed = isinstance(arrays, dict) and all(
+        isinstance(a, dict) and {"dtype", "shape"} <= {*a} for a in arrays.values()
+    )
+    if not counted or not listed:
+        raise DataError(f"{MANIFEST} lacks arrays or counts", where=str(path), fix=_REBUILD)
 
 
 def _map_array(path: Path, name: str, declared: Mapping[str, Any]) -> np.ndarray:

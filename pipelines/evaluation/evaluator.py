@@ -161,14 +161,24 @@ def histories(store: SequenceStore, queries: Queries, device: torch.device | str
     return Jagged(torch.from_numpy(store.items[events]).to(device), torch.from_numpy(offsets).to(device))
 
 
-def shuffle_ties(store: SequenceStore, seed: int) -> SequenceStore:
+def shuffle_ties(store: SequenceStore, seed: int, *, asked: Queries | None = None) -> SequenceStore:
     """A control: the same store with events of equal timestamp of one user in random order.
 
-    A model that gains from the file's order of simultaneous events loses it here. The arrays are in memory; the content
+    A model that reads the file's order of simultaneous events loses that here. The arrays are in memory; the content
     hash says what was done, so that splits made of it have a digest of their own.
+
+    Args:
+        store: the sequences.
+        seed: of the order.
+        asked: queries whose targets stay where they are; only what lies before (or after) a target changes places. A
+            trained model must be asked this way: in a free shuffle a fifth of ML-1M's test targets would be events that
+            it was trained or validated on.
     """
     user = np.repeat(np.arange(store.num_users), np.diff(store.offsets))
     starts = (np.diff(user, prepend=-1) != 0) | (np.diff(store.timestamps, prepend=-1) != 0)
+    if asked is not None:
+        starts[asked.end] = True
+        starts[asked.end[asked.end + 1 < len(starts)] + 1] = True
     group = np.cumsum(starts)
     order = np.argsort(group + np.random.default_rng(seed).random(len(group)), kind="stable")
     manifest = {

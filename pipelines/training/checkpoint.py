@@ -20,6 +20,7 @@ import torch
 from pipelines.errors import RunError
 
 FORMAT = 1
+_WRITING, _REPLACED = ".writing-step-", ".replaced-step-"
 _NAME = re.compile(r"step-(\d+)$")
 
 
@@ -41,7 +42,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
     Raises:
         RunError: the disk is full or read-only; nothing was changed, the previous checkpoint is still there.
     """
-    final, temporary = checkpoint_path(folder, step), folder / f".writing-step-{step}"
+    final, temporary = checkpoint_path(folder, step), folder / f"{_WRITING}{step}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
@@ -51,7 +52,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
         (temporary / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
         for path in temporary.iterdir():
             _sync(path)
-        replaced = folder / f".replaced-step-{step}"
+        replaced = folder / f"{_REPLACED}{step}"
         if final.exists():  # the same step again: an epoch's end after its last batch, or a resume from an earlier one
             final.rename(replaced)
         temporary.rename(final)
@@ -59,6 +60,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
         shutil.rmtree(replaced, ignore_errors=True)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
         shutil.rmtree(temporary, ignore_errors=True)
+        sweep_checkpoints(folder)
         kept = checkpoint_steps(folder)
         left = f"the checkpoint of step {kept[-1]} is intact" if kept else "there is no earlier checkpoint"
         raise RunError(
@@ -67,6 +69,43 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
             fix="free space or make the folder writable, then start the same command again",
         ) from error
     return final
+
+
+def sweep_checkpoints(folder: Path) -> None:
+    """Clear what a killed process left: half-written checkpoints go, one that was being replaced comes back."""
+    for path in folder.glob(f"{_WRITING}*"):
+        shutil.rmtree(path)
+    for path in folder.glob(f"{_REPLACED}*"):
+        final = checkpoint_path(folder, int(path.name.removeprefix(_REPLACED)))
+        if final.exists():
+            shutil.rmtree(path)
+        else:
+            path.rename(final)
+
+
+def adopt_checkpoint(folder: Path, source: Path, best_step: int) -> tuple[Path, Path | None]:
+    """Make the checkpoint ``source`` the newest of ``folder``, so that a run goes on from it and from nothing else.
+
+    Its best checkpoint comes along. Newer checkpoints of ``folder`` are moved to a folder beside it, not deleted.
+
+    Returns:
+        The checkpoint inside ``folder``, and where newer ones were moved (None when there were none).
+    """
+    step = int(source.name.removeprefix("step-"))
+    newer = [checkpoint_path(folder, other) for other in checkpoint_steps(folder) if other > step]
+    aside: Path | None = None
+    if newer:
+        taken = len(list(folder.parent.glob(f"{folder.name}-before-*")))
+        aside = folder.with_name(f"{folder.name}-before-{taken + 1}")
+        aside.mkdir()
+        for path in newer:
+            path.rename(aside / path.name)
+    if source.parent.resolve() != folder.resolve():
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in {source, source.with_name(f"step-{best_step}")}:
+            if path.is_dir():
+                shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
+    return checkpoint_path(folder, step), aside
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:

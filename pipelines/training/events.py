@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import json
 import math
 import os
@@ -54,7 +55,7 @@ class EventLog:
         event = {"kind": kind, "step": step, "epoch": epoch, "time": now, **values}
         line = json.dumps(_writable(event), ensure_ascii=False, allow_nan=False) + "\n"
         try:
-            os.write(self._file, line.encode())
+            self._append(line.encode())
         except OSError as error:
             raise _cannot_write(self.path, error) from error
 
@@ -81,6 +82,20 @@ class EventLog:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+
+    def _append(self, line: bytes) -> None:
+        """All of ``line`` or, with an error, none of it: a disk that fills up takes a part, then refuses the rest."""
+        left = line
+        try:
+            while left:
+                written = os.write(self._file, left)
+                if not written:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                left = left[written:]
+        except OSError:
+            if len(left) < len(line):
+                self._cut_torn_line()
+            raise
 
     def _cut_torn_line(self) -> None:
         size = os.fstat(self._file).st_size

@@ -65,12 +65,8 @@ class Guards:
         Raises:
             RunError: the loss or the gradient is not finite, or the gradient has exploded several times in a row.
         """
-        for name, value in (("loss", loss), ("gradient norm", grad_norm)):
-            if not math.isfinite(value):
-                raise RunError(
-                    f"the {name} is {value} at step {step}",
-                    fix="run again with --debug to see which module made it first",
-                )
+        self.check_finite(step, "loss", loss)
+        self.check_finite(step, "gradient norm", grad_norm)
         limit = self.options.max_grad_norm
         self.exploding = self.exploding + 1 if limit and grad_norm > limit else 0
         if self.exploding >= self.options.explosion_steps:
@@ -79,6 +75,16 @@ class Guards:
                 f"now {grad_norm:.3g} at step {step}",
                 fix="lower optimizer.lr, set training.grad_clip, or raise guards.max_grad_norm",
             )
+
+    def check_finite(self, step: int, name: str, value: float) -> None:
+        """Refuse NaN and infinity.
+
+        Raises:
+            RunError: ``value`` is not finite.
+        """
+        if not math.isfinite(value):
+            fix = "lower optimizer.lr or set training.grad_clip; --debug names the module that made it first"
+            raise RunError(f"the {name} is {value} at step {step}", fix=fix)
 
     def check_epoch(self, epoch: int, mean_loss: float) -> None:
         """Look at a finished epoch's mean loss.

@@ -47,8 +47,14 @@ class OptimizerOptions:
         if self.schedule not in SCHEDULES:
             fix = nearest(self.schedule, SCHEDULES)
             raise ConfigError(f"unknown schedule '{self.schedule}'", where="optimizer.schedule", fix=fix)
-        if self.lr <= 0:
+        if not 0 < self.lr < float("inf"):
             raise ConfigError(f"{self.lr} is not a positive learning rate", where="optimizer.lr")
+        for key, top in (("beta1", 1.0), ("beta2", 1.0), ("final_lr_ratio", 1.0)):
+            if not 0 <= getattr(self, key) <= top or (key != "final_lr_ratio" and getattr(self, key) == 1):
+                raise ConfigError(f"{getattr(self, key)} is not between 0 and 1", where=f"optimizer.{key}")
+        for key in ("eps", "weight_decay", "warmup_steps"):
+            if not getattr(self, key) >= 0:
+                raise ConfigError(f"{getattr(self, key)} is negative", where=f"optimizer.{key}")
 
 
 def build_optimizer(module: nn.Module, options: OptimizerOptions) -> torch.optim.Optimizer:

@@ -11,20 +11,20 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from models.batch import SequenceBatch
-from models.tasks import LossOutput
 from pipelines.data.loader import LoaderOptions, Windows, epoch_batches, training_batches
 from pipelines.data.store import SequenceStore
 from pipelines.errors import ConfigError, RunError
 from pipelines.training.checkpoint import checkpoint_path, load_checkpoint, prune_checkpoints, save_checkpoint
 from pipelines.training.guards import GuardOptions, Guards
+from pipelines.training.observers import Log, Watch
 from pipelines.training.optimizers import OptimizerOptions, build_optimizer, learning_rate
-from pipelines.training.signals import StopSignal
+from pipelines.training.signals import Interrupted, StopSignal
 
 
 @dataclass(frozen=True)
@@ -59,40 +59,12 @@ class TrainingOptions:
     def __post_init__(self) -> None:
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise ConfigError(f"'{self.precision}' is not one of auto, float32, bfloat16", where="training.precision")
+        for key in ("grad_clip", "patience", "checkpoint_minutes"):
+            if not getattr(self, key) >= 0:
+                raise ConfigError(f"{getattr(self, key)} is negative", where=f"training.{key}")
         for key in ("epochs", "accumulate", "eval_every", "log_every", "keep"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"{getattr(self, key)} is less than 1", where=f"training.{key}")
-
-
-class TrainableTask(Protocol):
-    """What the loop asks of a model beside being an ``nn.Module``."""
-
-    def loss(self, batch: SequenceBatch) -> LossOutput:
-        """Sum and count of the training loss."""
-
-
-class Log(Protocol):
-    """Where the loop writes what happens: event file, trackers and progress display in one."""
-
-    @property
-    def tracker_ids(self) -> Mapping[str, str]:
-        """Ids under which trackers know the run, for the checkpoint."""
-
-    def write(self, kind: str, *, step: int, epoch: int, **values: float | str) -> None:
-        """One event."""
-
-
-class Watch(Protocol):
-    """Debug mode: looks over the shoulder of every update."""
-
-    def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Called once, before the first update."""
-
-    def before_update(self, batch: SequenceBatch, step: int) -> None:
-        """Called before the forward pass, with the RNG untouched."""
-
-    def after_backward(self, loss: float, step: int, epoch: int) -> None:
-        """Called after the backward pass; raises RunError when something is not finite."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +123,8 @@ class Trainer:
         log: where events go.
         validate: metrics on the validation queries; called with the stop signal's check between batches.
         stop: SIGTERM and SIGINT.
-        identity: digest of configuration, data and code that a checkpoint must match.
+        identity: digest of configuration and data that a checkpoint must match.
+        provenance: code digest and commit of this process; a checkpoint lists those of every process that trained it.
         watch: debug mode, or None.
     """
 
@@ -168,11 +141,12 @@ class Trainer:
         validate: Callable[[], Mapping[str, float]],
         stop: StopSignal,
         identity: str,
+        provenance: Mapping[str, str] | None = None,
         watch: Watch | None = None,
     ) -> None:
         self.task, self.data, self.options, self.optimizer_options = task, data, options, optimizer
         self.checkpoints, self.log, self.validate, self.stop, self.identity = checkpoints, log, validate, stop, identity
-        self.watch = watch
+        self.watch, self.provenance = watch, [dict(provenance)] if provenance else []
         self.device = next(task.parameters()).device
         self.optimizer = build_optimizer(task, optimizer)
         self.guards = Guards(guards)
@@ -272,7 +246,7 @@ class Trainer:
         mean = self.epoch_loss.item() / max(state.loss_count, 1)
         state.epoch, state.batch, state.loss_count = state.epoch + 1, 0, 0
         self.epoch_loss.zero_()
-        self.guards.check_step(state.step, mean, 0.0)
+        self.guards.check_finite(state.step, "epoch's mean loss", mean)
         self.guards.check_epoch(state.epoch, mean)
         state.to_validate = state.epoch % self.options.eval_every == 0 or state.epoch == self.options.epochs
         self.write("epoch", train_loss=mean, seconds=self.tick())
@@ -286,7 +260,7 @@ class Trainer:
         self.task.eval()
         try:
             metrics = self.validate()
-        except BaseException:
+        except Interrupted:
             self.save()
             raise
         if options.select not in metrics:
@@ -313,8 +287,14 @@ class Trainer:
         return self.guards.spent(self.tick()) or ""
 
     def save(self) -> None:
-        """Write a checkpoint of this very moment."""
+        """Write a checkpoint of this very moment.
+
+        Raises:
+            RunError: the weights are not finite, or the disk does not take them; the checkpoints before stay.
+        """
         self.tick()
+        largest = torch.stack(torch._foreach_norm([p.detach() for p in self.parameters], ord=float("inf"))).max()
+        self.guards.check_finite(self.state.step, "largest weight", largest.item())
         self.state.loss_sum = self.epoch_loss.item()
         state = {
             "identity": self.identity,
@@ -327,6 +307,7 @@ class Trainer:
                 "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             },
             "tracker_ids": dict(self.log.tracker_ids),
+            "provenance": self.provenance,
         }
         save_checkpoint(self.checkpoints, self.state.step, state)
         best = self.state.best_step if self.state.best_step >= 0 else None
@@ -338,15 +319,12 @@ class Trainer:
         """Go on from the checkpoint at ``path``.
 
         Raises:
-            RunError: it cannot be read, or belongs to another configuration, other data or other code.
+            RunError: it cannot be read, or belongs to another configuration or other data.
         """
         saved = load_checkpoint(path, self.device)
-        if saved["identity"] != self.identity:
-            raise RunError(
-                "the checkpoint was made with another configuration or other data",
-                where=str(path),
-                fix="use the run's own config.yaml, another name (--set name=...), or --resume never",
-            )
+        check_identity(saved, self.identity, path)
+        earlier = [entry for entry in saved.get("provenance", []) if entry not in self.provenance]
+        self.provenance = earlier + self.provenance
         self.task.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.state = TrainState(**saved["state"])
@@ -375,6 +353,20 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     """bfloat16 autocast where ``precision`` asks for it (``auto``: on a GPU only)."""
     wanted = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
     return torch.autocast(device.type, dtype=torch.bfloat16) if wanted else contextlib.nullcontext()
+
+
+def check_identity(saved: Mapping[str, Any], identity: str, path: Path) -> None:
+    """Refuse a checkpoint of another configuration or other data.
+
+    Raises:
+        RunError: see above; names the ways out.
+    """
+    if saved["identity"] != identity:
+        raise RunError(
+            "the checkpoint was made with another configuration or other data",
+            where=str(path),
+            fix="use the run's own config.yaml, another name (--set name=...), or --resume never",
+        )
 
 
 def load_best(task: nn.Module, checkpoints: Path, state: TrainState) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from models.batch import SequenceBatch
+from models.layers.time_intervals import SCALINGS
 from models.ss4rec import SS4Rec, SS4RecOptions
 from tests.models.conftest import random_batch
 
@@ -31,9 +32,10 @@ def prefix(batch: SequenceBatch, row: int, length: int) -> SequenceBatch:
     )
 
 
+@pytest.mark.parametrize("scaling", SCALINGS)
 @pytest.mark.parametrize("query_time", ["aware", "blind"])
-def test_one_causal_pass_gives_the_state_of_every_prefix(batch: SequenceBatch, query_time: str) -> None:
-    ss4rec = model(replace(SMALL, query_time=query_time))
+def test_one_causal_pass_gives_the_state_of_every_prefix(batch: SequenceBatch, query_time: str, scaling: str) -> None:
+    ss4rec = model(replace(SMALL, query_time=query_time, interval_scaling=scaling))
     states = ss4rec.token_states(batch)
     for length in (1, 4, 8):  # row 2 has 9 events
         alone = ss4rec.encode(prefix(batch, 2, length))

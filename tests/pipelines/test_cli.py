@@ -135,10 +135,76 @@ def test_stages_one_by_one(capsys: pytest.CaptureFixture[str], tiny: Path) -> No
 
 def test_another_configuration_in_the_same_folder_is_refused(capsys: pytest.CaptureFixture[str], tiny: Path) -> None:
     assert run(capsys, "train", str(tiny))[0] == 0
+    folder = tiny.parent / "runs" / "tiny"
+    before = {name: (folder / name).read_bytes() for name in ("config.yaml", "environment.json", "events.jsonl")}
     code, _, err = run(capsys, "train", str(tiny), "--set", "seed=2")
     assert code == 2 and "another configuration" in err
+    assert before == {name: (folder / name).read_bytes() for name in before}  # the record is as it was
+    assert run(capsys, "train", str(folder / "config.yaml"))[0] == 0  # and its own configuration still fits
     code, out, _ = run(capsys, "train", str(tiny), "--set", "seed=2", "--resume", "never")
     assert code == 0 and "set aside" in out and (tiny.parent / "runs" / "tiny-before-1" / "checkpoints").is_dir()
+
+
+def test_resuming_from_another_runs_checkpoint_takes_its_best_along(
+    capsys: pytest.CaptureFixture[str], tiny: Path
+) -> None:
+    assert run(capsys, "train", str(tiny))[0] == 0
+    other = tiny.parent / "runs" / "tiny"
+    code, out, err = run(capsys, "run", str(tiny), "--set", "name=second", "--resume", str(other))
+    assert code == 0 and "resuming from" in out, err
+    assert checkpoint_steps(tiny.parent / "runs" / "second" / "checkpoints")
+
+
+def test_resuming_from_an_older_checkpoint_sets_the_newer_ones_aside(
+    capsys: pytest.CaptureFixture[str], tiny: Path
+) -> None:
+    assert run(capsys, "train", str(tiny), "--set", "training.keep=9")[0] == 0
+    folder = tiny.parent / "runs" / "tiny" / "checkpoints"
+    oldest, newest = checkpoint_steps(folder)[0], checkpoint_steps(folder)[-1]
+    assert oldest < newest
+    code, out, _ = run(capsys, "train", str(tiny), "--resume", str(checkpoint_path(folder, oldest)))
+    assert code == 0 and "set aside" in out and checkpoint_steps(folder)[-1] == newest  # trained again
+    assert checkpoint_steps(folder.with_name("checkpoints-before-1"))[-1] == newest
+
+
+def test_a_stop_before_training_leaves_with_75(tmp_path: Path) -> None:
+    code = (
+        "import os, signal\nfrom pipelines import cli\n"
+        "cli.app.command('wait')(lambda: os.kill(os.getpid(), signal.SIGTERM))\ncli.main(['wait'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 75 and "start the same command again" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "gates=[{metric: HR@7, above: 0.1}]",
+        "evaluation.also=[loo-ful]",
+        "evaluation.protocol=global-time",
+        "training.select=NDCG@11",
+        "evaluation.ks=[0]",
+        "training.grad_clip=-1",
+        "optimizer.lr=.nan",
+        "optimizer.beta1=2",
+        "model.layers=0",
+        "model.dt_min=1",
+        "guards.max_hours=-1",
+    ],
+)
+def test_values_that_make_no_sense_are_refused_before_anything_starts(
+    capsys: pytest.CaptureFixture[str], bad: str
+) -> None:
+    code, _, err = run(capsys, "run", "quickstart", "--dry-run", "--set", bad)
+    assert code == 2 and len(err.strip().splitlines()) == 1 and "Traceback" not in err
+
+
+def test_every_recipe_has_a_folder_of_its_own_whatever_the_model(capsys: pytest.CaptureFixture[str]) -> None:
+    model = ["--model", "ss4rec-official"]
+    flags = [["--test-ml1m", *model], ["--test-ml20m", *model], ["--production", *model], model, ["--production"]]
+    names = {run(capsys, "runbook", "--dry-run", *given)[1].splitlines()[0] for given in flags}
+    names |= {run(capsys, "runbook", "--dry-run", *given, "--dataset", "ml-10m")[1].splitlines()[0] for given in flags}
+    assert len(names) == 2 * len(flags)
 
 
 def test_a_corrupt_checkpoint_is_one_line_and_nothing_is_lost(capsys: pytest.CaptureFixture[str], tiny: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.config import Gate, load_config
 from pipelines.errors import ConfigError
-from pipelines.gates import apply_gates, missing_predecessor
+from pipelines.gates import apply_gates, gate_terms, missing_predecessor
 from pipelines.run_folder import code_digest
 
 
@@ -33,25 +33,36 @@ def test_a_gate_on_a_metric_that_is_not_measured() -> None:
         apply_gates([Gate(metric="NDGC@10", above=1)], {"NDCG@10": 1.0}, {})
 
 
+def test_no_condition_is_not_a_pass_and_a_multiple_of_nothing_neither() -> None:
+    assert apply_gates([], {"HR@10": 1.0}, {})["passed"] is None
+    nothing = apply_gates([Gate(metric="HR@10", times_popularity=2)], {"HR@10": 0.0}, {"popularity": {"HR@10": 0.0}})
+    assert nothing["passed"] is False
+    with pytest.raises(ValueError, match="has no threshold"):
+        Gate(metric="HR@10")
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
         ({}, None),
         ({"gate": {"passed": False}}, "has not passed"),
-        ({"code": "other"}, "with other code"),
+        ({"gate": {"passed": None}}, "has not passed"),
+        ({"code": ["other", code_digest()]}, "with other code"),
         ({"model": {"name": "ss4rec", "hidden": 3}}, "with another model"),
+        ({"terms": {"dataset": {"name": "clicks.csv"}}}, "other data"),
         ({"recipe": "ml20m"}, "has not been run"),
     ],
 )
-def test_the_recipe_before_must_have_passed_with_this_code_and_model(
+def test_the_recipe_before_must_have_passed_as_shipped_with_this_code_and_model(
     tmp_path: Path, change: dict[str, Any], reason: str | None
 ) -> None:
     config = load_config("ml20m", [f"runs={tmp_path}"])
     metrics = {
         "gate": {"passed": True},
-        "code": code_digest(),
+        "code": [code_digest()],
         "model": config.resolved()["model"],
         "recipe": "ml1m",
+        "terms": json.loads(json.dumps(gate_terms(load_config("ml1m")))),
         **change,
     }
     (tmp_path / "any-name").mkdir()

@@ -10,16 +10,19 @@ import inspect
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import polars as pl
 
 from pipelines.data.formats import csv, movielens, parquet, recbole, sasrec
-from pipelines.data.formats.raw import RawFile
+from pipelines.data.formats.raw import MEMBER, RawFile, locate
+from pipelines.data.formats.shown import shown
 from pipelines.errors import ConfigError, DataError, nearest
 
 READER_VERSION = 1
 """Raise it when the same file would give another table, so that stores on disk are rebuilt."""
+
+_OPTION_KIND = "Give text (in quotes where it looks like something else)"
 
 READERS: dict[str, Callable[..., pl.DataFrame]] = {
     "movielens": movielens.read,
@@ -44,36 +47,53 @@ def read_interactions(path: Path, format: str = "auto", **options: Any) -> pl.Da
     """
     path = Path(path)
     if format == "auto":
-        format = detect_format(path)
+        format = detect_format(path, options.get("member"))
     if format not in READERS:
         raise ConfigError(f"unknown data format '{format}'", fix=nearest(format, [*READERS, "auto"]))
     reader = READERS[format]
-    taken = set(inspect.signature(reader).parameters) - {"path"}
-    for name in options:
+    hints = get_type_hints(reader)
+    taken = inspect.signature(reader).parameters.keys() - {"path"}
+    for name, value in options.items():
+        where = f"dataset.options.{name}"
         if name not in taken:
-            raise ConfigError(f"format {format} has no option '{name}'", fix=nearest(name, taken))
+            raise ConfigError(f"format {format} has no option '{name}'", where=where, fix=nearest(name, taken))
+        if not _is_one_of(value, hints[name]):
+            raise ConfigError(f"option '{name}' cannot be {value!r}", where=where, fix=_OPTION_KIND)
     return reader(path, **options)
 
 
-def detect_format(path: Path) -> str:
-    """The format of a file, from its name and, for text, its first line."""
+def _is_one_of(value: Any, hint: Any) -> bool:
+    """Whether an option's value is of its type: text, null or a list of texts."""
+    if isinstance(value, (list, tuple)):
+        return list in [get_origin(kind) for kind in get_args(hint)] and all(isinstance(entry, str) for entry in value)
+    return type(value) in (hint, *get_args(hint))
+
+
+def detect_format(path: Path, member: str | None = None) -> str:
+    """The format of a file, from its name and, for text, its first line.
+
+    Args:
+        path: the file, or a zip archive or folder that holds it.
+        member: its name inside, where that is known.
+    """
     if not path.exists():
         raise DataError("no such file", where=str(path), fix="Check the path")
-    names = _names(path)
-    if path.suffix == ".parquet":
+    raw = locate(path, (), member) if member is not None else RawFile(path)
+    names = _names(path) if member is None else [raw.name]
+    if member is None and path.suffix == ".parquet":
         return "parquet"
     if any(name.endswith(".inter") for name in names):
         return "recbole"
     if any(name in ("u.data", "ratings.dat") for name in names):
         return "movielens"
-    if path.is_dir() or path.suffix == ".zip":
+    if member is None and (path.is_dir() or path.suffix == ".zip"):
         if "ratings.csv" in names:
             return "movielens"
-        raise DataError("holds no file of a known name", where=str(path), fix="Set the format and the option `member`")
-    first = RawFile(path).first_line()
+        raise DataError("holds no file of a known name", where=str(path), fix=f"Name the one to read with {MEMBER}")
+    first = raw.first_line()
     if first.replace('"', "") == "userId,movieId,rating,timestamp" or "::" in first:
         return "movielens"
-    if path.suffix == ".csv" or "," in first:
+    if raw.name.endswith(".csv") or "," in first:
         return "csv"
     return "sasrec"
 
@@ -86,5 +106,7 @@ def _names(path: Path) -> list[str]:
             with zipfile.ZipFile(path) as archive:
                 return [name.rsplit("/", 1)[-1] for name in archive.namelist()]
         except (zipfile.BadZipFile, OSError) as error:
-            raise DataError(f"is not a usable zip archive ({error})", where=str(path), fix="Fetch it again") from None
+            raise DataError(
+                f"is not a usable zip archive ({shown(str(error))})", where=str(path), fix="Fetch it again"
+            ) from None
     return [path.name]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import polars as pl
 
 from pipelines.data.formats.columns import ColumnNames
-from pipelines.data.formats.delimited import Column, Layout, read_delimited
-from pipelines.data.formats.raw import locate
-from pipelines.errors import ConfigError
+from pipelines.data.formats.delimited import Column, Layout, read_delimited, split_line
+from pipelines.data.formats.raw import NOT_TEXT, locate
+from pipelines.errors import ConfigError, DataError
 
 
 def read(
@@ -37,12 +36,14 @@ def read(
         member: its name inside the zip or folder.
     """
     if len(separator) != 1:
-        raise ConfigError(f"separator '{separator}' is not one character")
+        raise ConfigError(f"separator '{separator}' is not one character", where="dataset.options.separator")
     raw = locate(path, (f"{path.stem}.csv",), member)
-    header = next(csv.reader([raw.first_line()], delimiter=separator))
+    header = [name.strip() for name in split_line(raw.first_line(), separator) or ()]
+    if not header:
+        raise DataError("the first line is no header of a CSV file", where=f"{raw.label}:1", fix=NOT_TEXT)
     names = ColumnNames(user, item, timestamp, rating, order)
-    places = {name.strip(): place for place, name in enumerate(header)}
-    names.check(list(places), f"{raw.label}:1")
+    names.check(header, f"{raw.label}:1", separator)
+    places = {name: place for place, name in enumerate(header)}
     columns = [Column(ours, places[theirs], names.kinds[ours]) for ours, theirs in names.wanted.items()]
     frame = read_delimited(raw, Layout(separator, len(header), columns, header=True, quote='"'))
     return names.with_order(frame)

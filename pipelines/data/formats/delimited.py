@@ -14,6 +14,7 @@ import polars as pl
 from polars.exceptions import PolarsError
 
 from pipelines.data.formats.raw import RawFile
+from pipelines.data.formats.shown import shown
 from pipelines.errors import DataError
 
 Kind = Literal["int", "id", "float", "time"]
@@ -154,10 +155,9 @@ def raise_first_malformed(raw: RawFile, layout: Layout) -> NoReturn:
 def _problem(line: str, layout: Layout) -> str | None:
     if "\ufffd" in line:
         return "the line is not UTF-8 text"
-    if layout.quote:
-        fields = next(csv.reader([line], delimiter=layout.separator, quotechar=layout.quote))
-    else:
-        fields = line.split(layout.separator)
+    fields = split_line(line, layout.separator, layout.quote) if layout.quote else line.split(layout.separator)
+    if fields is None:
+        return "the line is no line of a CSV file"
     if len(fields) != layout.width:
         return f"the line has {len(fields)} fields where {layout.width} belong"
     for column in layout.columns:
@@ -166,16 +166,25 @@ def _problem(line: str, layout: Layout) -> str | None:
     return None
 
 
+def split_line(line: str, separator: str, quote: str = '"') -> list[str] | None:
+    """The fields of a line that may quote them; None where it cannot be split (carriage return, vast field)."""
+    try:
+        return next(csv.reader([line], delimiter=separator, quotechar=quote))
+    except csv.Error:
+        return None
+
+
 def _fault(text: str, kind: Kind) -> str | None:
     if not text:
         return "is empty"
     if kind == "id":
         return None
     if not (_WHOLE if kind == "int" else _NUMBER).fullmatch(text):
-        return f"'{text[:40]}' is not a {'whole number' if kind in ('int', 'time') else 'finite number'}"
+        return f"'{shown(text, 40)}' is not a {'whole number' if kind in ('int', 'time') else 'finite number'}"
     if kind == "int":
-        return None if -_INT64 <= int(text) < _INT64 else f"'{text[:40]}' does not fit 64 bits"
+        fits = len(text.lstrip("+-0")) < 20 and -_INT64 <= int(text) < _INT64  # int() refuses thousands of digits
+        return None if fits else f"'{shown(text, 40)}' does not fit 64 bits"
     value = float(text)
     if not math.isfinite(value):
-        return f"'{text[:40]}' is not a finite number"
-    return None if kind == "float" or abs(value) < 2**53 else f"'{text[:40]}' is no time"
+        return f"'{shown(text, 40)}' is not a finite number"
+    return None if kind == "float" or abs(value) < 2**53 else f"'{shown(text, 40)}' is no time"

@@ -11,7 +11,8 @@ from pathlib import Path
 import polars as pl
 
 from pipelines.data.formats.delimited import Column, Layout, read_delimited
-from pipelines.data.formats.raw import locate
+from pipelines.data.formats.raw import OTHER_LAYOUT, locate
+from pipelines.data.formats.shown import shown, shown_names
 from pipelines.errors import DataError
 
 MEMBERS = ("u.data", "ratings.dat", "ratings.csv")
@@ -39,9 +40,9 @@ def read(path: Path, *, member: str | None = None) -> pl.DataFrame:
     if header and first.split(",") != _HEADER:
         missing = [name for name in _HEADER if name not in first.split(",")]
         raise DataError(
-            f"columns missing: {', '.join(missing) or 'none, but their order differs'}; found: {first[:200]}; "
+            f"columns missing: {shown_names(missing) or 'none, but their order differs'}; found: {shown(first)}; "
             f"needed: {','.join(_HEADER)}",
             where=f"{raw.label}:1",
-            fix="Use format csv for other layouts",
+            fix=OTHER_LAYOUT,
         )
     return read_delimited(raw, Layout(separator, 4, _COLUMNS, header=header))

@@ -8,6 +8,7 @@ import polars as pl
 from polars.exceptions import PolarsError
 
 from pipelines.data.formats.columns import ColumnNames
+from pipelines.data.formats.shown import shown, shown_names
 from pipelines.errors import DataError
 
 
@@ -39,10 +40,10 @@ def read(
         names.check(list(found), str(path))
         absent = [name for name in features if name not in found]
         if absent:
-            raise DataError(f"columns missing: {', '.join(absent)}; found: {', '.join(found)}", where=str(path))
+            raise DataError(f"columns missing: {shown_names(absent)}; found: {shown_names(found)}", where=str(path))
         frame = pl.read_parquet(path, columns=list(dict.fromkeys([*names.wanted.values(), *features])))
     except (PolarsError, OSError) as error:
-        raise DataError(f"cannot be read as Parquet ({str(error).splitlines()[0]})", where=str(path)) from None
+        raise DataError(f"cannot be read as Parquet ({shown(str(error))})", where=str(path)) from None
     columns = [frame[theirs].alias(ours) for ours, theirs in names.wanted.items()]
     columns += [frame[name] for name in features if name not in names.wanted]
     table = pl.DataFrame([_typed(column, str(path)) for column in columns])

@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from pipelines.data.formats.shown import shown, shown_names
 from pipelines.errors import DataError
+
+MEMBER = "--set dataset.options.member=NAME (or `options: {member: NAME}` in the dataset's YAML file)"
+OTHER_LAYOUT = (
+    "Describe other layouts in a dataset's YAML file with `format: csv`, as in configs/datasets/example-csv.yaml"
+)
+NOT_TEXT = "Check that this is the right file, and UTF-8 text"
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,7 @@ class RawFile:
                 with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as member:
                     yield member
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise DataError(f"is damaged ({error})", where=str(self.path), fix="Fetch it again") from None
+            raise DataError(f"is damaged ({shown(str(error))})", where=str(self.path), fix="Fetch it again") from None
         except OSError as error:
             raise DataError(f"cannot be read ({error.strerror or error})", where=self.label) from None
 
@@ -61,6 +68,8 @@ class RawFile:
             line = stream.readline(1 << 20)
         if not line.strip():
             raise DataError("the file is empty" if not line else "the first line is empty", where=self.label)
+        if b"\0" in line:
+            raise DataError("is no text file (it holds zero bytes)", where=self.label, fix=NOT_TEXT)
         return decoded(line).rstrip("\r\n")
 
     def lines(self) -> Iterator[tuple[int, str]]:
@@ -95,7 +104,9 @@ def locate(path: Path, known_members: Sequence[str], member: str | None = None) 
             with zipfile.ZipFile(path) as archive:
                 names = [name for name in archive.namelist() if not name.endswith("/")]
         except (zipfile.BadZipFile, OSError) as error:
-            raise DataError(f"is not a usable zip archive ({error})", where=str(path), fix="Fetch it again") from None
+            raise DataError(
+                f"is not a usable zip archive ({shown(str(error))})", where=str(path), fix="Fetch it again"
+            ) from None
     else:
         return RawFile(path)
     if member is not None:
@@ -105,9 +116,9 @@ def locate(path: Path, known_members: Sequence[str], member: str | None = None) 
         chosen = [name for name in names if any(name == k or name.endswith(f"/{k}") for k in known_members)]
         wanted = " or ".join(known_members)
     if len(chosen) != 1:
-        found = ", ".join(names[:8]) or "nothing"
+        found = shown_names(names) or "nothing"
         problem = (
-            f"holds no {wanted}; found: {found}" if not chosen else f"holds several of {wanted}: {', '.join(chosen)}"
+            f"holds no {wanted}; found: {found}" if not chosen else f"holds several of {wanted}: {shown_names(chosen)}"
         )
-        raise DataError(problem, where=str(path), fix="Name the one to read with the option `member`")
+        raise DataError(problem, where=str(path), fix=f"Name the one to read with {MEMBER}")
     return RawFile(path / chosen[0]) if path.is_dir() else RawFile(path, chosen[0])

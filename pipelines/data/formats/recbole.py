@@ -6,8 +6,10 @@ from pathlib import Path
 
 import polars as pl
 
+from pipelines.data.formats.columns import check_columns
 from pipelines.data.formats.delimited import Column, Layout, read_delimited
 from pipelines.data.formats.raw import locate
+from pipelines.data.formats.shown import shown
 from pipelines.errors import DataError
 
 _TYPES = ("token", "token_seq", "float", "float_seq")
@@ -38,29 +40,27 @@ def read(
         inters = sorted(str(p.relative_to(path)) for p in path.rglob("*.inter"))
         member = inters[0] if len(inters) == 1 else None
     raw = locate(path, (f"{path.stem}.inter",), member)
-    types: dict[str, str] = {}
+    fields: list[tuple[str, str]] = []
     for field in raw.first_line().split(separator):
         name, colon, kind = field.strip().partition(":")
         if not colon or kind not in _TYPES:
             raise DataError(
-                f"header field '{field[:40]}' is not name:type",
+                f"header field '{shown(field, 40)}' is not name:type",
                 where=f"{raw.label}:1",
-                fix=f"Types are {', '.join(_TYPES)}",
+                fix=f"Types are {', '.join(_TYPES)}, separated by {separator!r}",
             )
-        types[name] = kind
-    needed = [name for name in (user, item, timestamp) if name is not None]
-    missing = [name for name in needed if name not in types]
-    if missing:
-        raise DataError(
-            f"columns missing: {', '.join(missing)}; found: {', '.join(types)}",
-            where=f"{raw.label}:1",
-            fix="Name them with the options user, item, timestamp",
-        )
-    places = {name: place for place, name in enumerate(types)}
+        fields.append((name, kind))
+    types = dict(fields)
+    named = {"user": user, "item": item, "timestamp": timestamp}
+    if rating in types or rating != "rating":  # by its usual name the rating may be missing, by a given one it may not
+        named["rating"] = rating
+    wanted = {option: name for option, name in named.items() if name is not None}
+    check_columns(wanted, [name for name, _ in fields], f"{raw.label}:1")
+    places = {name: place for place, (name, _) in enumerate(fields)}
     columns = [Column("user_id", places[user], "id"), Column("item_id", places[item], "id")]
     if rating is not None and types.get(rating) == "float":
         columns.append(Column("rating", places[rating], "float"))
     if timestamp is not None:
         columns.append(Column("timestamp", places[timestamp], "time"))
-    frame = read_delimited(raw, Layout(separator, len(types), columns, header=True))
+    frame = read_delimited(raw, Layout(separator, len(fields), columns, header=True))
     return frame if timestamp is not None else frame.with_columns(order=pl.int_range(pl.len(), dtype=pl.Int64))

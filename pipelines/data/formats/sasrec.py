@@ -11,7 +11,7 @@ from pathlib import Path
 import polars as pl
 
 from pipelines.data.formats.delimited import Column, Layout, read_delimited
-from pipelines.data.formats.raw import locate
+from pipelines.data.formats.raw import OTHER_LAYOUT, locate
 from pipelines.errors import DataError
 
 _IDS = (Column("user_id", 0, "id"), Column("item_id", 1, "id"))
@@ -38,7 +38,7 @@ def read(path: Path, *, member: str | None = None) -> pl.DataFrame:
             f"the line has {width} fields where 2 (user item), 3 (user item timestamp) or 4 (user item rating "
             "timestamp) belong, separated by one space or tab",
             where=f"{raw.label}:1",
-            fix="Use format csv for other layouts",
+            fix=OTHER_LAYOUT,
         )
     frame = read_delimited(raw, Layout(separator, width, _COLUMNS[width]))
     return frame if width > 2 else frame.with_columns(order=pl.int_range(pl.len(), dtype=pl.Int64))

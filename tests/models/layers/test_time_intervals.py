@@ -31,9 +31,9 @@ def test_log_scaling_has_a_floor_and_an_hour_is_one_above_it(two_rows: SequenceB
     assert steps.tolist() == pytest.approx(expected)
 
 
-def test_per_user_scaling_divides_by_the_rows_mean_gap(two_rows: SequenceBatch) -> None:
+def test_per_user_scaling_divides_by_the_rows_mean_gap_so_far(two_rows: SequenceBatch) -> None:
     steps = time_intervals(two_rows, query_time="aware", scaling="per_user")
-    assert steps.tolist() == pytest.approx([FLOOR, FLOOR + 60 / 1220, FLOOR + 3600 / 1220, FLOOR + 2, FLOOR])
+    assert steps.tolist() == pytest.approx([FLOOR, FLOOR + 60 / 30, FLOOR + 3600 / 1220, FLOOR + 1, FLOOR])
 
 
 def test_one_second_survives_at_todays_epoch() -> None:

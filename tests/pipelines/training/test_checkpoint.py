@@ -1,5 +1,6 @@
 """Checkpoints are whole or absent, and the previous one survives."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from pipelines.training.checkpoint import (
     load_checkpoint,
     prune_checkpoints,
     save_checkpoint,
+    sweep_checkpoints,
 )
 
 
@@ -64,6 +66,18 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     (tmp_path / ".writing-step-101").mkdir()  # what a killed process leaves
     prune_checkpoints(tmp_path, keep=2, best=5)
     assert checkpoint_steps(tmp_path) == [5, 20, 100]
+
+
+def test_what_a_killed_process_left_is_cleared_and_brought_back(tmp_path: Path) -> None:
+    for step in (1, 2):
+        save_checkpoint(tmp_path, step, {"x": torch.ones(step)})
+    (tmp_path / "step-2").rename(tmp_path / ".replaced-step-2")  # killed between the two renames
+    shutil.copytree(tmp_path / "step-1", tmp_path / ".replaced-step-1")  # killed while the replaced one was deleted
+    (tmp_path / ".writing-step-3").mkdir()
+    sweep_checkpoints(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-1", "step-2"]
+    save_checkpoint(tmp_path, 1, {"x": torch.zeros(1)})
+    assert torch.equal(load_checkpoint(tmp_path / "step-1")["x"], torch.zeros(1))
 
 
 def test_code_cannot_hide_in_a_checkpoint(tmp_path: Path) -> None:

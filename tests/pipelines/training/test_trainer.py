@@ -201,6 +201,32 @@ def test_a_nan_stops_before_it_is_saved(tmp_path: Path) -> None:
     assert checkpoint_steps(tmp_path) == []
 
 
+def test_broken_weights_do_not_push_out_good_checkpoints(tmp_path: Path) -> None:
+    run = trainer(tmp_path, epochs=9, keep=1, log_every=10**6)
+
+    update = run.update
+
+    def breaking(group: Any) -> Any:
+        result = update(group)
+        if run.state.step == 3:
+            with torch.no_grad():
+                run.parameters[0].fill_(float("nan"))
+        return result
+
+    run.update = breaking  # type: ignore[method-assign]
+    with pytest.raises(RunError, match="largest weight is nan at step 3"):
+        run.run()
+    assert checkpoint_steps(tmp_path) == [2]
+    assert all(bool(tensor.isfinite().all()) for tensor in weights(tmp_path).values())
+
+
+def test_an_explosion_is_counted_across_epochs(tmp_path: Path) -> None:
+    run = trainer(tmp_path, epochs=30, log_every=6)  # one logged step an epoch
+    run.guards.options = GuardOptions(max_grad_norm=1e-9, stuck_epochs=0)  # type: ignore[misc]
+    with pytest.raises(RunError, match="for 3 logged steps"):
+        run.run()
+
+
 def test_a_budget_ends_the_run_with_a_checkpoint(tmp_path: Path) -> None:
     run = trainer(tmp_path, epochs=10**6)
     run.guards.options = GuardOptions(max_hours=1e-6)  # type: ignore[misc]
