@@ -170,6 +170,9 @@ class RunConfig(BaseModel):
         if self.optimizer.schedule != "constant":  # then the number of epochs shapes every learning rate
             training["epochs"] = self.training.epochs
         dataset = {key: value for key, value in values["dataset"].items() if key not in ("cache", "gdrive_id")}
+        for key in ("timestamp_unit", "options"):  # came later: unset, they must not part a run from its checkpoints
+            if not dataset[key]:
+                del dataset[key]
         text = json.dumps([decisive, training, dataset, self.evaluation.protocol], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 

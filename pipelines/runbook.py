@@ -162,7 +162,15 @@ def check_machine(config: RunConfig, console: Console) -> None:
     """
     from pipelines.preflight import PreflightOptions, require_preflight
 
-    require_preflight(PreflightOptions(config.device, config.runs, config.dataset.name, data_needed=True), console)
+    options = PreflightOptions(
+        device=config.device,
+        folder=config.runs,
+        dataset=config.dataset.name,
+        data_needed=True,
+        spec=stages.dataset_spec(config),
+        cache=config.dataset.cache,
+    )
+    require_preflight(options, console)
 
 
 def set_aside(folder: RunFolder, console: Console) -> None:
@@ -213,6 +221,9 @@ def describe(config: RunConfig, prepared: stages.Prepared, console: Console) -> 
         f"({store.num_users:,} users, {store.num_items:,} items, {store.num_events:,} events), "
         f"{prepared.protocol.name}, device {device}"
     )
+    if store.num_out_of_order:
+        moved, order = store.num_out_of_order, "sorted by time, ties in file order"
+        console.print(f"{moved:,} events stood out of time order in the file; they are {order}")
 
 
 def record(config: RunConfig, folder: RunFolder) -> dict[str, str]:

@@ -233,11 +233,6 @@ def evaluate_run(
     popular = Popularity(torch.from_numpy(training_counts(prepared)))
     valid, test = (ask(config, prepared, task, part) for part in ("valid", "test"))
     baselines = {"popularity": ask(config, prepared, popular, "test").metrics}
-    also = {name: _also(config, prepared, task, popular, name) for name in config.evaluation.also}
-    if config.evaluation.shuffle_ties:
-        store = shuffle_ties(prepared.store, config.seed, asked=prepared.split.test)
-        control = Prepared(store, make_split(store, prepared.protocol.split), prepared.protocol)
-        also[f"{prepared.protocol.name}, ties shuffled"] = _also(config, control, task, popular, prepared.protocol.name)
     metrics = {
         "protocol": prepared.protocol.describe(
             prepared.store,
@@ -252,7 +247,7 @@ def evaluate_run(
         "test": test.metrics,
         "intervals": {"test": intervals(test.ranks, test.metrics)},
         "baselines": baselines,
-        "also": also,
+        "also": _asked_otherwise(config, prepared, task, popular),
         "gate": apply_gates(config.gates, test.metrics, baselines),
         "training": {
             "epochs": state.epoch,
@@ -279,12 +274,20 @@ def evaluate_run(
     return metrics
 
 
+def _asked_otherwise(
+    config: RunConfig, prepared: Prepared, task: Retrieval, popular: Popularity
+) -> dict[str, Mapping[str, Any]]:
+    """The same checkpoint under the recipe's further protocols and controls."""
+    also = {name: _also(config, prepared, task, popular, name) for name in config.evaluation.also}
+    if config.evaluation.shuffle_ties:
+        store = shuffle_ties(prepared.store, config.seed, asked=prepared.split.test)
+        control = Prepared(store, make_split(store, prepared.protocol.split), prepared.protocol)
+        also[f"{prepared.protocol.name}, ties shuffled"] = _also(config, control, task, popular, prepared.protocol.name)
+    return also
+
+
 def _also(config: RunConfig, prepared: Prepared, task: Retrieval, popular: Popularity, name: str) -> Mapping[str, Any]:
     protocol = protocol_of(config, name)
-    if protocol.split != prepared.protocol.split:
-        raise ConfigError(
-            f"protocol '{name}' divides the data otherwise than '{prepared.protocol.name}'", where="evaluation.also"
-        )
     return {
         "test": ask(config, prepared, task, "test", protocol=protocol).metrics,
         "popularity": ask(config, prepared, popular, "test", protocol=protocol).metrics,

@@ -98,9 +98,10 @@ class SequenceStore:
         return len(self.items)
 
     @property
-    def num_out_of_order(self) -> int:
-        """Events that the file held out of time order inside their user, before they were sorted."""
-        return int(self.manifest["events_out_of_time_order"])
+    def num_out_of_order(self) -> int | None:
+        """Events that the file held out of time order inside their user; None for a store that no file was read for."""
+        number = self.manifest.get("events_out_of_time_order")
+        return None if number is None else int(number)
 
     def item_ids(self) -> np.ndarray:
         """Original ids ``[num_items]`` (int64 or object): entry ``i`` belongs to item index ``i + 1``."""

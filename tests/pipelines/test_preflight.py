@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from models.kernels import KernelCheck
 from pipelines import preflight
+from pipelines.data.datasets import DatasetSpec
 from pipelines.errors import MachineError
 from pipelines.machine import Gpu, read_pins
 from pipelines.preflight import Check, PreflightOptions, run_preflight
@@ -177,10 +179,36 @@ def test_packages(versions: dict[str, str], package: str, found: dict[str, str],
 
 @pytest.mark.parametrize(("needed", "expected"), [(False, "warn"), (True, "fail")])
 def test_a_source_out_of_reach(monkeypatch: pytest.MonkeyPatch, needed: bool, expected: str) -> None:
-    monkeypatch.setattr("pipelines.data.fetch.reachable", lambda spec: (False, "no connection"))
+    monkeypatch.setattr("pipelines.data.fetch.reachable", lambda spec, cache: (False, "no connection"))
     check = preflight.check_source(PreflightOptions(dataset="ml-1m", data_needed=needed))
     assert (check.verdict, check.found) == (expected, "ml-1m: no connection")
     assert "RECPOD_MIRROR" in check.remedy
+
+
+def test_a_resolved_dataset_is_looked_for_where_the_run_looks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("RECPOD_MIRROR", "RECPOD_GDRIVE_ID"):
+        monkeypatch.delenv(name, raising=False)
+    spec = DatasetSpec(name="toy", file="toy.txt")
+    options = PreflightOptions(dataset="toy", data_needed=True, spec=spec, cache=tmp_path)
+    assert preflight.check_source(options).verdict == "fail"
+    (tmp_path / "toy.txt").touch()
+    assert preflight.check_source(options) == Check("data source", "ok", "toy: local cache")
+    drive = PreflightOptions(data_needed=True, spec=replace(spec, gdrive_id="x"), cache=tmp_path / "empty")
+    assert preflight.check_source(drive) == Check("data source", "ok", "toy: Google Drive, not checked")
+    gone = replace(spec, path=tmp_path / "gone.csv")
+    check = preflight.check_source(PreflightOptions(data_needed=True, spec=gone))
+    assert (check.verdict, check.remedy) == ("fail", "check the path") and "no file at" in check.found
+
+
+def test_a_dataset_by_name_is_looked_for_in_the_given_cache(tmp_path: Path) -> None:
+    (tmp_path / "ml-1m.zip").touch()
+    check = preflight.check_source(PreflightOptions(dataset="ml-1m", cache=tmp_path))
+    assert check.found == "ml-1m: local cache"
+
+
+def test_a_data_file_that_is_not_there_is_a_failed_check(tmp_path: Path) -> None:
+    check = preflight.check_source(PreflightOptions(dataset=str(tmp_path / "gone.csv")))
+    assert (check.verdict, check.found) == ("fail", "no such data file")
 
 
 def test_an_unknown_dataset_names_the_nearest() -> None:

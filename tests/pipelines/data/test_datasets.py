@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import zipfile
 from pathlib import Path
 
@@ -167,3 +168,17 @@ def test_store_is_rebuilt_only_when_its_inputs_change(tmp_path: Path) -> None:
     data.write_text("a 1 5\na 2 6\nb 1 7\n")
     assert built()[0] == first[0]  # the damaged store has been built anew
     assert dataset_store(spec, tmp_path / "cache").items.tolist() == [1, 2, 1]
+
+
+@pytest.mark.parametrize("manifest", ["[]", "null", '{"source": null}', '{"source": []}', '{"arrays"'])
+def test_a_store_whose_manifest_is_damaged_is_rebuilt(tmp_path: Path, manifest: str) -> None:
+    data = tmp_path / "clicks.txt"
+    data.write_text("a 1 5\na 2 6\nb 1 7\n")
+    spec = DatasetSpec(name="clicks", path=data)
+    path = dataset_store(spec, tmp_path / "cache").path / "manifest.json"
+    whole = path.read_text()
+    path.write_text(manifest)
+    assert dataset_store(spec, tmp_path / "cache").num_events == 3
+    assert path.read_text() == whole
+    path.write_text(json.dumps({key: value for key, value in json.loads(whole).items() if key != "arrays"}))
+    assert dataset_store(spec, tmp_path / "cache").num_events == 3

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import subprocess
 import sys
@@ -126,6 +127,35 @@ def test_download_damaged_later_is_fetched_again(tmp_path: Path, server: FileSer
     assert again.path.read_bytes() == BODY
 
 
+@pytest.mark.parametrize("record", ['{"source": "mir', "[]", "null", '{"sha256": null}', "\udcff"])
+def test_a_torn_record_of_a_download_counts_for_nothing(tmp_path: Path, server: FileServer, record: str) -> None:
+    server.files["/toy.txt"] = Served(BODY)
+    dataset = spec(url=f"{server.url}/toy.txt", md5=MD5)
+    path = bring(tmp_path, dataset).path
+    Path(f"{path}.source.json").write_bytes(record.encode(errors="surrogateescape"))
+    again = bring(tmp_path, dataset)
+    assert (again.source_name, again.note) == ("local cache", "agrees with the published checksum")
+
+
+def test_a_record_is_written_whole_or_not_at_all(
+    tmp_path: Path, server: FileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.files["/toy.txt"] = Served(BODY)
+    write_text = Path.write_text
+
+    def torn(path: Path, text: str, **options: Any) -> int:
+        write_text(path, text[:10], **options)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(
+            Path, "write_text", lambda path, *a, **o: (torn if ".source." in path.name else write_text)(path, *a, **o)
+        )
+        with pytest.raises(FetchError, match="cannot be written to .*No space left"):
+            bring(tmp_path, spec(url=f"{server.url}/toy.txt"))
+    assert [path.name for path in (tmp_path / "toy").iterdir()] == ["toy.txt"]
+
+
 def fake_recbole(folder: Path, recorded: bytes) -> None:
     """A package of recbole's layout whose code must not be imported."""
     put(folder / "recbole/__init__.py", b"raise RuntimeError('imported')")
@@ -226,6 +256,14 @@ def test_reachable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: File
     assert reachable(spec(url=f"{server.url}/toy.txt"), tmp_path) == (True, "127.0.0.1")
     assert reachable(spec(url=f"{server.url}/gone.txt"), tmp_path) == (False, "127.0.0.1 answered 404")
     assert not server.requests  # HEAD only: nothing was brought
+    assert reachable(spec(gdrive_id="x"), tmp_path) == (True, "Google Drive, not checked")
+    monkeypatch.setenv("RECPOD_GDRIVE_ID", "x")
+    assert reachable(spec(url=f"{server.url}/gone.txt"), tmp_path) == (True, "Google Drive, not checked")
+    with monkeypatch.context() as without:
+        without.setattr("importlib.util.find_spec", lambda name: None)
+        there, problem = reachable(spec(), tmp_path)
+        assert not there and "package gdown" in problem
+    assert reachable(spec(path=tmp_path / "gone"), tmp_path) == (False, f"no file at {tmp_path}/gone")
     put(tmp_path / "mirror/toy/toy.txt")
     monkeypatch.setenv("RECPOD_MIRROR", str(tmp_path / "mirror"))
     assert reachable(spec(), tmp_path) == (True, "mirror")

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,6 +42,26 @@ def test_other_schema_version(build: Callable[..., SequenceStore]) -> None:
     path = build(ROWS).path / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 0}))
     with pytest.raises(DataError, match="schema version 0, this code reads 1"):
+        SequenceStore.open(path.parent)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"arrays": None}, "lacks arrays or counts"),
+        ({"arrays": {"items": 1}}, "lacks arrays or counts"),
+        ({"counts": {}}, "lacks arrays or counts"),
+    ],
+)
+def test_a_manifest_with_holes_is_refused(
+    build: Callable[..., SequenceStore], change: dict[str, Any], message: str
+) -> None:
+    path = build(ROWS).path / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(DataError, match=message):
+        SequenceStore.open(path.parent)
+    path.write_text("[]")
+    with pytest.raises(DataError, match="holds no keys"):
         SequenceStore.open(path.parent)
 
 

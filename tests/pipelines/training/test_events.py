@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -103,3 +105,38 @@ def test_cut_back_keeps_what_came_before_the_first_later_step(
     log.write("train", step=step + 1, epoch=0)
     assert steps(path) == [*told[:keep], step + 1]
     log.close()
+
+
+def test_a_line_that_is_taken_in_parts_is_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = EventLog(tmp_path / "events.jsonl")
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda file, data: write(file, data[:7]))
+    log.write("train", step=1, epoch=0, loss=2.5)
+    log.write("train", step=2, epoch=0)
+    assert steps(log.path) == [1, 2]
+
+
+@pytest.mark.parametrize("refusal", ["error", "nothing taken"])
+def test_a_disk_that_fills_up_in_a_line_is_an_error_and_leaves_none_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: str
+) -> None:
+    log = EventLog(tmp_path / "events.jsonl")
+    log.write("train", step=1, epoch=0)
+    whole = log.path.read_bytes()
+    write, taken = os.write, []
+
+    def fill_up(file: int, data: bytes) -> int:
+        taken.append(data)
+        if len(taken) == 1:
+            return write(file, data[:7])
+        if refusal == "error":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return 0
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", fill_up)
+        with pytest.raises(RunError, match="cannot be written .No space left on device"):
+            log.write("train", step=2, epoch=0)
+    assert log.path.read_bytes() == whole
+    log.write("train", step=3, epoch=0)
+    assert steps(log.path) == [1, 3]

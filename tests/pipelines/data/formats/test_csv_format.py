@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,9 +38,40 @@ def test_no_times(tmp_path: Path) -> None:
 
 def test_missing_columns_say_what_is_there(tmp_path: Path) -> None:
     with pytest.raises(
-        DataError, match="log.csv:1: columns missing: user_id, timestamp; found: uid, item_id. Name the"
+        DataError,
+        match="log.csv:1: columns missing: user_id, timestamp; found: uid, item_id. Name the file's columns with "
+        "--set dataset.options.user=COLUMN --set dataset.options.timestamp=COLUMN .*timestamp null",
     ):
         read_interactions(write(tmp_path, "uid,item_id\n1,2\n"))
+    with pytest.raises(DataError, match="--set dataset.options.separator"):
+        read_interactions(write(tmp_path, "user_id;item_id;timestamp\n1;2;3\n"))
+
+
+@pytest.mark.parametrize("header", ["user_id,item_id,timestamp, user_id", "user_id,item_id,timestamp,timestamp"])
+def test_a_column_name_that_stands_twice_is_refused(tmp_path: Path, header: str) -> None:
+    name = header.rpartition(",")[2].strip()
+    with pytest.raises(DataError, match=f"log.csv:1: column name '{name}' stands 2 times"):
+        read_interactions(write(tmp_path, f"{header}\n1,2,3,4\n"))
+
+
+def test_columns_that_are_not_read_may_share_a_name(tmp_path: Path) -> None:
+    assert read_interactions(write(tmp_path, "user_id,item_id,timestamp,,\n1,2,3,,\n")).rows() == [(1, 2, 3)]
+
+
+def test_a_member_is_read_by_the_format_of_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "logs.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("logs/may.csv", "user_id,item_id,timestamp\n1,2,3\n")
+    with pytest.raises(DataError, match="--set dataset.options.member=NAME"):
+        read_interactions(path)
+    assert read_interactions(path, member="logs/may.csv").rows() == [(1, 2, 3)]
+
+
+@pytest.mark.parametrize(("option", "value"), [("user", 3), ("user", None), ("separator", ["a"]), ("timestamp", True)])
+def test_option_values_of_another_kind_are_refused(tmp_path: Path, option: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"dataset.options.{option}: option '{option}' cannot be") as caught:
+        read_interactions(write(tmp_path, "user_id,item_id,timestamp\n1,2,3\n"), **{option: value})
+    assert "\n" not in str(caught.value)
 
 
 def test_malformed_row(tmp_path: Path) -> None:

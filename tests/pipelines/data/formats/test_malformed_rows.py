@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.data.formats import read_interactions
+from pipelines.data.formats.shown import shown, shown_names
 from pipelines.errors import DataError
 
 GOOD = ["1\t10\t5\t100", "2\t20\t4\t200", "3\t30\t3\t300"]
@@ -72,3 +73,39 @@ def test_header_alone(tmp_path: Path, name: str, header: str) -> None:
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         read_interactions(tmp_path / "gone.csv")
+
+
+BINARY = bytes(range(1, 256)) * 40
+
+
+@pytest.mark.parametrize("name", ["ratings.csv", "a.csv", "a.inter", "u.data", "a.txt", "ratings.dat", "a.parquet"])
+@pytest.mark.parametrize("body", [BINARY, b"\0" + BINARY, BINARY.replace(b"\r", b"").replace(b"\n", b"") * 20])
+@pytest.mark.parametrize("format", ["auto", "csv", "movielens", "recbole", "sasrec", "parquet"])
+def test_a_binary_file_is_not_printed(tmp_path: Path, name: str, body: bytes, format: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(body)
+    with pytest.raises(DataError) as caught:
+        read_interactions(path, format)
+    text = str(caught.value)
+    assert text.isprintable() and "\ufffd" not in text
+    told = "".join(part or "" for part in (caught.value.what, caught.value.fix))
+    assert len(told) < 500 and name in text
+
+
+def test_a_bad_field_is_cut_and_escaped(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("user_id,item_id,timestamp\n1,2,\x1b[31m" + "x" * 1000 + "\n")
+    with pytest.raises(DataError, match=r"a.csv:2: timestamp '\\x1b\[31mx{20,40}…' is not"):
+        read_interactions(path)
+    path.write_text("user_id,item_id,timestamp\n1,2,3\n")
+    (tmp_path / "u.data").write_text("9" * 5000 + "\t1\t1\t1\n")
+    with pytest.raises(DataError, match=r"user_id '9{39}…' does not fit 64 bits"):
+        read_interactions(tmp_path / "u.data")
+
+
+def test_shown_names_say_how_many_there_are() -> None:
+    assert shown_names(["a", "b\n", "ä"]) == "a, b\\n, ä"
+    text = shown_names([f"column{number}" for number in range(1000)])
+    assert text.startswith("column0, column1") and text.endswith("… (1000 in all)") and len(text) < 180
+    assert shown("\ufffd" * 100) == "\\ufffd" * 13 + "\\…"
+    assert len(shown("x" * 100)) == 80 and shown("x" * 80) == "x" * 80

@@ -92,7 +92,7 @@ def test_member_picks_among_several(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a/ratings.dat", text_dat(ROWS))
         archive.writestr("b/ratings.dat", text_dat(HALF))
-    with pytest.raises(DataError, match="several.*option `member`"):
+    with pytest.raises(DataError, match="several.*--set dataset.options.member=NAME"):
         read_interactions(path, "movielens")
     check(read_interactions(path, "movielens", member="b/ratings.dat"), HALF)
     with pytest.raises(DataError, match="holds no c/ratings.dat; found: a/ratings.dat, b/ratings.dat"):
@@ -109,16 +109,14 @@ def test_not_a_zip(tmp_path: Path) -> None:
 def test_other_header(tmp_path: Path) -> None:
     path = tmp_path / "ratings.csv"
     path.write_text("userId,itemId,rating,timestamp\n1,2,3,4\n")
-    with pytest.raises(
-        DataError, match="ratings.csv:1: columns missing: movieId; found: userId,itemId.*Use format csv"
-    ):
+    with pytest.raises(DataError, match="ratings.csv:1: columns missing: movieId; found: userId,itemId.*`format: csv`"):
         read_interactions(path, "movielens")
 
 
 def test_unknown_option_and_format(tmp_path: Path) -> None:
     path = tmp_path / "u.data"
     path.write_text(text_100k(ROWS))
-    with pytest.raises(ConfigError, match="no option 'membr'.*did you mean 'member'"):
+    with pytest.raises(ConfigError, match="dataset.options.membr: .*no option 'membr'.*did you mean 'member'"):
         read_interactions(path, membr="x")
     with pytest.raises(ConfigError, match="unknown data format 'movilens'.*did you mean 'movielens'"):
         read_interactions(path, "movilens")

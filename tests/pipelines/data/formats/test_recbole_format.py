@@ -51,6 +51,17 @@ def test_own_names_and_no_times(tmp_path: Path) -> None:
     ]
 
 
+def test_a_rating_that_is_named_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="columns missing: stars; .*--set dataset.options.rating=COLUMN"):
+        read_interactions(write(tmp_path, f"{HEADER}1\t2\t3\t4\n"), rating="stars")
+
+
+def test_a_field_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    header = HEADER.replace("rating:float", "item_id:token")
+    with pytest.raises(DataError, match="toy.inter:1: column name 'item_id' stands 2 times"):
+        read_interactions(write(tmp_path, f"{header}1\t2\t3\t4\n"))
+
+
 def test_untyped_header(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="toy.inter:1: header field 'user_id' is not name:type"):
         read_interactions(write(tmp_path, "user_id\titem_id\n1\t2\n"))
