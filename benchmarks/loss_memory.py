@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -72,9 +73,13 @@ def measure_memory(name: str, items: int, seed: int) -> int:
 
 
 def memory_in_fresh_process(name: str, items: int, seed: int) -> int:
-    """:func:`measure_memory` in a process of its own."""
+    """:func:`measure_memory` in a process of its own.
+
+    There malloc gives freed blocks back at once: what it otherwise keeps for later swings by 15 MiB from run to run.
+    """
     command = [sys.executable, "-m", "benchmarks.loss_memory", "--measure", name, str(items), str(seed)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    frugal = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, **frugal})
     return int(json.loads(done.stdout))
 
 
