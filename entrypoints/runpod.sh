@@ -25,8 +25,8 @@ Options:
   --debug                watch gradients and activations, dump the step that fails; never shortens a run
   --no-wandb             do not track with W&B
   --resume auto|never|PATH  go on from the newest checkpoint (auto), set the earlier run aside (never), or a checkpoint
-  --max-hours H          stop, saved, after so many hours
-  --max-cost USD         stop, saved, when so much is spent; needs --price-per-hour
+  --max-hours H          stop, saved, after so many hours of training (all resumes together)
+  --max-cost USD         stop, saved, when training has cost so much; needs --price-per-hour
   --price-per-hour USD   what the machine costs
   --force                run although the recipe before has not passed its gate
   --dry-run              say what would run, and run nothing

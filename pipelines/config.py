@@ -128,7 +128,7 @@ class RunConfig(BaseModel):
     """Refuse to run, rather than warn, when ``after``'s gate has not passed for this model and code."""
     tracking: TrackingOptions = TrackingOptions()
     """W&B and MLflow."""
-    seed: int = Field(1, ge=0)
+    seed: int = Field(1, ge=0, lt=2**63)
     """Seed of weights, dropout and batch order."""
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """``auto`` takes the GPU when there is one."""
