@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +34,17 @@ class OfflineRun:
 
 
 def read_offline_run(path: Path) -> OfflineRun:
-    """The run in a ``.wandb`` file."""
+    """The finished run in a ``.wandb`` file.
+
+    The package's own process writes it and may still do so when ``finish`` has returned: wait for its last record.
+    """
+    deadline = time.monotonic() + 30
+    while (run := _read(path)).exit_code is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return run
+
+
+def _read(path: Path) -> OfflineRun:
     run = OfflineRun()
     for record in _records(path):
         kind = record.WhichOneof("record_type")
@@ -57,7 +68,7 @@ def _items(items: Any) -> dict[str, Any]:
 
 def _records(path: Path) -> Iterator[Any]:
     content = path.read_bytes()
-    if content[:4] != b":W&B":
+    if content[:4] != b":W&B"[: len(content)]:
         raise ValueError(f"{path} is no W&B log")
     position, parts = _FILE_HEADER, []
     while position + _CHUNK_HEADER.size <= len(content):
@@ -70,6 +81,8 @@ def _records(path: Path) -> Iterator[Any]:
             position += left
             continue
         position += _CHUNK_HEADER.size
+        if position + length > len(content):  # still being written
+            return
         parts.append(content[position : position + length])
         position += length
         if kind in (1, 4):
