@@ -44,6 +44,8 @@ def summary(path: Path) -> dict[str, Any]:
         "protocol": metrics["protocol"],
         "test": {MASKED: metrics["test"], OPEN: metrics["also"][OPEN]["test"]},
         "popularity": {MASKED: metrics["baselines"]["popularity"], OPEN: metrics["also"][OPEN]["popularity"]},
+        "intervals_95": metrics.get("intervals", {}).get("test", {}),
+        "asked_otherwise": {name: asked["test"] for name, asked in metrics["also"].items() if name != OPEN},
         "valid": metrics["valid"],
         "gate": metrics["gate"],
         "epochs": metrics["training"]["epochs"],

@@ -38,7 +38,8 @@ class TrainingOptions:
     grad_clip: float = 0.0
     """Largest global gradient norm; 0 does not clip."""
     precision: str = "auto"
-    """Of the layers: ``float32``, ``bfloat16`` (autocast), ``auto``: bfloat16 on a GPU, float32 on a CPU."""
+    """Of the layers: ``float32``, ``bfloat16`` (autocast), ``auto``: bfloat16 on a GPU, float32 on a CPU. The loss
+    has its own: ``model.loss.precision``; environment.json says what it came to."""
     eval_every: int = 1
     """Epochs between validations."""
     patience: int = 10
