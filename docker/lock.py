@@ -38,6 +38,8 @@ TITLES = {
     "test": "Extra test, on top of cpu.txt and torch-cpu.txt.",
     "cuda": "Core and extras tracking, data and cuda, for NVIDIA GPUs. UNTESTED: resolved, never installed.",
     "cuda-test": "Extra test, on top of cuda.txt. UNTESTED.",
+    "image": "Extra image, on top of cpu.txt or cuda.txt.",
+    "cloud": "SkyPilot and dstack, which check configs/cloud in tests; in an environment of their own.",
     "cuda-kernels": "Extra kernels: source packages that fetch or build a wheel for cuda.txt's torch. UNTESTED.",
 }
 PINS = read_pins()
@@ -63,10 +65,12 @@ class Resolver:
     Attributes:
         kind: cpu or cuda.
         torch_needs: requirements of the CPU build of torch; empty where the index's own build is meant.
+        source: the file that asks for the packages, named in the lock's comments.
     """
 
     kind: Kind
     torch_needs: tuple[str, ...] = ()
+    source: str = "pyproject.toml"
 
     def settings(self) -> str:
         """A pyproject.toml for uv: which machines, every pin also for indirect packages, what torch needs."""
@@ -91,7 +95,7 @@ class Resolver:
             (folder / "direct").write_text("\n".join(requirements) + "\n", encoding="utf-8")
             (folder / "lock").write_text(keep, encoding="utf-8")
             subprocess.run([*command, *options], cwd=folder, check=True)
-            text = (folder / "lock").read_text(encoding="utf-8").replace("-r direct", "pyproject.toml")
+            text = (folder / "lock").read_text(encoding="utf-8").replace("-r direct", self.source)
         found = re.findall(r"^(\S[^\\\n]*?) \\\n((?:    .*\n)+)", text, flags=re.MULTILINE)
         return [Entry(self.shortest(requirement), lines) for requirement, lines in found]
 
@@ -115,6 +119,12 @@ def pinned(names: Iterable[str], kind: Kind) -> list[str]:
     if missing := [name for name in names if name not in pins]:
         sys.exit(f"docker/versions.env has no pin for {', '.join(missing)}, which pyproject.toml asks for")
     return [f"{name}=={pins[name]}" for name in sorted(names)]
+
+
+def cloud_pins() -> list[str]:
+    """``name==version`` of the tools that configs/cloud is for."""
+    prefix = "CLOUD_"
+    return [f"{key.removeprefix(prefix).lower()}=={value}" for key, value in PINS.items() if key.startswith(prefix)]
 
 
 def torch_hashes() -> list[str]:
@@ -149,7 +159,9 @@ def make_locks(keep: dict[str, str]) -> dict[str, list[Entry]]:
     locks["test"] = on_top(cpu, locks["cpu"], extras["test"], keep["test"])
     locks["cuda"] = cuda.resolve(pinned([*base, *extras["cuda"]], "cuda"), keep["cuda"])
     locks["cuda-test"] = on_top(cuda, locks["cuda"], extras["test"], keep["cuda-test"])
+    locks["image"] = cpu.resolve(pinned(extras["image"], "cpu"), keep["image"])
     locks["cuda-kernels"] = cuda.resolve(pinned(extras["kernels"], "cuda"), keep["cuda-kernels"], "--no-deps")
+    locks["cloud"] = Resolver("cpu", source="docker/versions.env").resolve(cloud_pins(), keep["cloud"])
     locks["cpu"] = [entry for entry in locks["cpu"] if entry.name != "torch"]
     hashes = " \\\n".join(f"    --hash=sha256:{value}" for value in torch_hashes()) + "\n"
     locks["torch-cpu"] = [Entry(f"torch=={PINS['TORCH']}", hashes)]
