@@ -25,7 +25,7 @@ GB = 1_000_000_000
 SHARED_MEMORY = Path("/dev/shm")
 ROOT = Path(__file__).resolve().parents[1]
 VERSIONS_FILE = ROOT / "docker" / "versions.env"
-_SETTINGS = ("PYTHON_", "TORCH_CPU_")  # keys of versions.env that are not packages
+_SETTINGS = ("BASE_IMAGE_", "CLOUD_", "KERNEL_", "LOCK_", "PYTHON_", "TORCH_CPU_")  # keys that are not packages of ours
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def project() -> dict:
 
 
 def test_every_lock_is_there() -> None:
-    assert set(LOCKS) == {"cpu", "torch-cpu", "test", "cuda", "cuda-test", "cuda-kernels"}
+    assert set(LOCKS) == {"cpu", "torch-cpu", "test", "cuda", "cuda-test", "cuda-kernels", "image", "cloud"}
 
 
 @pytest.mark.parametrize("name", LOCKS)
