@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# From nothing to a gated result: sets the environment up and hands over to `python -m pipelines runbook`. See --help.
+# From nothing to a gated result: finds a Python and hands over to `python -m pipelines.pod`, which checks, sets up and trains.
+# See --help.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -25,43 +26,60 @@ Options:
   --debug                watch gradients and activations, dump the step that fails; never shortens a run
   --no-wandb             do not track with W&B
   --resume auto|never|PATH  go on from the newest checkpoint (auto), set the earlier run aside (never), or a checkpoint
-  --max-hours H          stop, saved, after so many hours of training (all resumes together)
-  --max-cost USD         stop, saved, when training has cost so much; needs --price-per-hour
+  --max-hours H          stop, saved, after so many hours (all resumes together; in a pod from the pod's start)
+  --max-cost USD         stop, saved, when the run has cost so much, the pod's time before it included; needs the price
   --price-per-hour USD   what the machine costs
   --force                run although the recipe before has not passed its gate
   --dry-run              say what would run, and run nothing
   --no-setup             use the current Python as it is, install nothing
   --help                 this text
 
+On a rented machine:
+  --stop-pod-when-done   stop the pod at the end, whatever the end, unless a signal from outside was the end
+  --webhook URL          tell Discord, Slack or another address: start, gate, failure, spend, idleness, stop
+  --idle-minutes N       end a run in which nothing moves for so long; 0: never. Default: 15 in a container or pod, else 0
+
+Several processes or machines:
+  --processes N|auto     processes on this machine; auto: one a GPU
+  --nodes N              machines that train together
+  --node-rank R          this machine's number, from 0
+  --rendezvous HOST:PORT where the first machine can be reached
+  --max-restarts N       how often processes that crashed are started anew
+
+Environment: RECPOD_VOLUME (a folder: runs/ and data/ go there), RECPOD_PRICE_PER_HOUR, RECPOD_ENV_ALLOW (NAME,PREFIX_*:
+what training may see beyond the usual), RECPOD_STOP_COMMAND (how another cloud's machine is stopped), RECPOD_GRACE_SECONDS
+(from a signal to the kill; 7 in a container), RECPOD_MIN_FREE_GB. Secrets, each as NAME, as a file in NAME_FILE or as a file
+of /run/secrets named in lower case: WANDB_API_KEY, MLFLOW_TRACKING_PASSWORD, MLFLOW_TRACKING_TOKEN, RUNPOD_API_KEY,
+RECPOD_WEBHOOK.
+
 Leaves with 0: done, gate passed. 2: a mistake, in one line. 3: gate missed. 75: stopped and saved; start it again to go on.
 HELP
 }
 
 main() {
-  local argument python setup=yes arguments=()
+  local argument python setup=yes
   for argument in "$@"; do
     case "$argument" in
       --help | -h) usage && exit 0 ;;
       --no-setup) setup=no ;;
-      *) arguments+=("$argument") ;;
     esac
   done
-  if [[ "$setup" == no ]]; then
-    python="$(current_python)"
-  else
-    "$ROOT/entrypoints/setup.sh"
-    python="$VENV/bin/python"
-  fi
-  export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
-  exec "$python" -m pipelines runbook "${arguments[@]}"
+  if [[ "$setup" == no ]]; then python="$(current_python)"; else python="$(any_python)"; fi
+  export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" RECPOD_VENV="$VENV"
+  exec "$python" -m pipelines.pod "$@"
 }
 
-# The interpreter that stands first on PATH, if it is a supported one with all packages.
+# The interpreter that stands first on PATH, if it is a supported one.
 current_python() {
-  local python="${RECPOD_PYTHON:-python3}"
-  [[ -n "$(probe_python "$python")" ]] || die "--no-setup: $python is not Python $PYTHON_MIN to $PYTHON_MAX: leave --no-setup away, or set RECPOD_PYTHON"
-  PYTHONPATH="$ROOT" "$python" -m pipelines.machine || exit 2
+  local python="${RECPOD_PYTHON:-python3}" found
+  found="$(probe_python "$python")" || found=""
+  [[ -n "$found" ]] || die "--no-setup: $python is not Python $PYTHON_MIN to $PYTHON_MAX: leave --no-setup away, or set RECPOD_PYTHON"
   echo "$python"
+}
+
+# For what comes before the set-up: the environment's Python where there is one, which saves the search.
+any_python() {
+  if "$VENV/bin/python" -c '' 2>/dev/null; then echo "$VENV/bin/python"; else pick_python; fi
 }
 
 main "$@"

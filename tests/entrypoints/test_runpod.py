@@ -6,13 +6,15 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from pipelines.pod.flags import LAUNCH_VALUES, POD_SWITCHES, POD_VALUES
 from tests.entrypoints.conftest import ROOT
 
-SHELL_ONLY = {"--help", "--no-setup"}
+SUPERVISOR = {"--help", *POD_SWITCHES, *POD_VALUES, *LAUNCH_VALUES}  # what training never sees
 
 
 def front_door(
@@ -40,8 +42,8 @@ def test_help_and_python_know_the_same_flags() -> None:
     python = {flag for parameter in commands["runbook"].params for flag in parameter.opts if flag.startswith("--")}
     text = front_door("--help").stdout
     described = set(re.findall(r"^  (--[a-z0-9-]+)", text, flags=re.MULTILINE))
-    assert described - SHELL_ONLY == python - SHELL_ONLY
-    assert described >= SHELL_ONLY
+    assert described - SUPERVISOR == python - SUPERVISOR
+    assert described >= SUPERVISOR
     assert set(re.findall(r"--[a-z0-9-]+", text)) == described  # no flag is named that is not described
 
 
@@ -75,3 +77,40 @@ def test_no_setup_works_from_any_folder(tmp_path: Path) -> None:
     assert shown.returncode == 0, shown.stderr
     assert "quickstart" in shown.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+TINY = """\
+extends: {root}/configs/runs/quickstart.yaml
+name: tiny
+gates: []
+model: {{hidden: 8, s5_state: 4, d_state: 4, layers: 1}}
+training: {{epochs: 60, patience: 60, log_every: 1}}
+tracking: {{wandb: off}}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_supervised_run_stops_and_goes_on_where_it_stood(tmp_path: Path) -> None:
+    """Training itself behind the front door: SIGTERM saves and leaves with 75, the next start ends what it began."""
+    (tmp_path / "tiny.yaml").write_text(TINY.format(root=ROOT))
+    command = [str(ROOT / "runpod_entrypoint.sh"), "--no-setup", "--config", "tiny.yaml"]
+    environment = os.environ | {"RECPOD_PYTHON": sys.executable, "RUNPOD_API_KEY": "canary-of-the-pod"}
+    events = tmp_path / "runs" / "tiny" / "events.jsonl"
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
+        until = time.monotonic() + 100
+        while not (events.exists() and '"kind": "valid"' in events.read_text()):
+            assert process.poll() is None and time.monotonic() < until, (tmp_path / "log").read_text()
+            time.sleep(0.1)
+        process.terminate()
+        assert process.wait(30) == 75, (tmp_path / "log").read_text()
+    assert list((tmp_path / "runs" / "tiny" / "checkpoints").glob("step-*"))
+    again = [*command, "--set", "training.epochs=2"]
+    done = subprocess.run(
+        again, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "resuming from" in done.stdout
+    texts = [path.read_text(errors="replace") for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [text for text in [*texts, done.stdout, done.stderr] if "canary-of-the-pod" in text]
