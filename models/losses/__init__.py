@@ -5,17 +5,21 @@
 >>> (total / targets.numel()).backward()                               # doctest: +SKIP
 """
 
+from models.losses.binary import binary_cross_entropy, gbce_target_weight
 from models.losses.full import full_softmax
 from models.losses.options import LossOptions, compute_loss
 from models.losses.sampled import bpr, sampled_softmax
-from models.losses.samplers import PopularitySampler, uniform_negatives
+from models.losses.samplers import PopularitySampler, in_batch_negatives, uniform_negatives
 
 __all__ = [
     "LossOptions",
     "PopularitySampler",
+    "binary_cross_entropy",
     "bpr",
     "compute_loss",
     "full_softmax",
+    "gbce_target_weight",
+    "in_batch_negatives",
     "sampled_softmax",
     "uniform_negatives",
 ]

@@ -27,6 +27,29 @@ def uniform_negatives(
     return drawn.to(device)
 
 
+def in_batch_negatives(targets: Tensor, shape: int | tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Items drawn from the targets of the step: an item comes as often as it is popular, and its row is at hand anyway.
+
+    A set for all tokens (``shape`` is one number) is drawn without replacement: no target stands for two draws, and a
+    number at or above that of the targets takes every target once, the in-batch softmax of two-tower models. Negatives
+    of each token's own are drawn with replacement. To correct for the draw, take the log probabilities of a
+    :class:`PopularitySampler` of power 1 (logQ, Yi et al. 2019, doi 10.1145/3298689.3346996).
+
+    Args:
+        targets: ``[M]`` int64, M at least 1.
+        shape: how many, K or ``(M, k)``.
+        generator: drawn from on its own device.
+
+    Returns:
+        ``[min(K, M)]`` or ``[M, k]`` int64, on the device of ``targets``.
+    """
+    if isinstance(shape, int):
+        places = torch.randperm(targets.numel(), generator=generator, device=generator.device)[:shape]
+    else:
+        places = torch.randint(targets.numel(), shape, generator=generator, device=generator.device)
+    return targets[places.to(targets.device)]
+
+
 @dataclass(frozen=True)
 class PopularitySampler:
     """Draws items in proportion to a power of how often they occur.
