@@ -20,7 +20,7 @@ QueryTime = Literal["aware", "blind"]
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a model is asked and how its answer is counted. Full ranking: every item of the catalogue competes.
+    """How a model is asked and how its answer is counted. Every item of the catalogue competes, but for ``negatives``.
 
     Attributes:
         name: as in a recipe.
@@ -29,6 +29,10 @@ class Protocol:
             does, also when it was seen before.
         ties: ``worst``: items with the target's score stand before it.
         ks: cut-offs of HR@k, NDCG@k and MRR@k.
+        negatives: the target competes with so many sampled items alone, for comparison with papers that did so; None
+            ranks in full. What they stand for is another question: sampled metrics can order models the other way
+            round (Krichene & Rendle 2020, doi 10.1145/3394486.3403226).
+        sample_seed: of those items.
     """
 
     name: str
@@ -36,6 +40,12 @@ class Protocol:
     mask_seen: bool
     ties: Literal["worst"] = "worst"
     ks: tuple[int, ...] = (1, 5, 10, 20, 50)
+    negatives: int | None = None
+    sample_seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.negatives is not None and not self.mask_seen:
+            raise ValueError("negatives are drawn outside the user's history: a sampled protocol masks what was seen")
 
     def describe(
         self,
@@ -69,14 +79,14 @@ class Protocol:
         manifest = store.manifest
         source = manifest.get("source", {})
         return {
-            **asdict(self),
+            **{key: value for key, value in asdict(self).items() if key not in ("negatives", "sample_seed")},
             "ks": list(self.ks),
-            "ranking": "full",
+            "ranking": self._ranking(),
             "catalogue_items": store.num_items,
             "users": store.num_users,
             "test_queries": len(split.test),
             "max_length": max_length,
-            "masked": "all items of the user's history, but never the target" if self.mask_seen else "nothing",
+            "masked": self._masked(),
             "query_time": query_time,
             "validation": validation,
             "seeds": list(seeds),
@@ -89,6 +99,17 @@ class Protocol:
             "commit": commit,
         }
 
+    def _ranking(self) -> str:
+        if self.negatives is None:
+            return "full"
+        drawn = f"{self.negatives} items drawn uniformly, with replacement, outside the user's history"
+        return f"sampled: {drawn}, seed {self.sample_seed}; comparable with old papers only, never with full ranking"
+
+    def _masked(self) -> str:
+        if self.negatives is not None:
+            return "nothing: the user's history is never drawn"
+        return "all items of the user's history, but never the target" if self.mask_seen else "nothing"
+
 
 PROTOCOLS = {
     protocol.name: protocol
@@ -96,6 +117,7 @@ PROTOCOLS = {
         Protocol("loo-full", "leave-one-out", mask_seen=False),
         Protocol("loo-full-masked", "leave-one-out", mask_seen=True),
         Protocol("global-time", "global-time", mask_seen=False),
+        Protocol("sampled-100", "leave-one-out", mask_seen=True, negatives=100),
     )
 }
 

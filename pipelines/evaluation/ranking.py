@@ -27,7 +27,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from models.batch import Jagged
+from models.batch import Jagged, SequenceBatch
 from models.tasks import Retrieval
 from pipelines.errors import DataError, RecPodError
 
@@ -46,6 +46,24 @@ class RankedTask(Protocol):
 
     def score_block(self, states: Tensor, ids: Tensor) -> Tensor:
         """Scores of items ``ids`` ``[n]`` for ``states`` ``[U, D]``, ``[U, n]``."""
+
+
+class EvaluatedTask(RankedTask, Protocol):
+    """What the evaluator needs: a ranked task that makes states of batches, and can be told not to train."""
+
+    training: bool
+
+    def encode(self, batch: SequenceBatch) -> Tensor:
+        """A state for each row, ``[U, ...]`` float32; what it means is the task's own business."""
+
+    def eval(self) -> Any:
+        """Evaluation mode."""
+
+    def train(self, mode: bool) -> Any:
+        """Training mode, or not."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its tensors; they tell the device."""
 
 
 class NonFiniteScoreError(RecPodError):
@@ -99,7 +117,7 @@ def count_ranks(
     default_queries, default_items = (4096, 64 * _LANE) if states.is_cuda else (1024, 16 * _LANE)
     blocks = (query_block or default_queries, item_block or default_items)
     count = _by_vectors if type(task).score_block is Retrieval.score_block else _by_scores
-    with torch.inference_mode(), _full_precision(states.device):
+    with torch.inference_mode(), full_precision(states.device):
         finite = torch.isfinite(states).all(dim=1)
         if not finite.all():
             raise NonFiniteScoreError((~finite).nonzero().squeeze(1), len(states))
@@ -107,7 +125,7 @@ def count_ranks(
 
 
 @contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
+def full_precision(device: torch.device) -> Iterator[None]:
     """No autocast, no TF32 or bf16 inside matrix products: the error bound is one of fp32."""
     # One by one: torch.get_float32_matmul_precision raises once anybody has set these.
     backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
@@ -144,7 +162,7 @@ def _by_vectors(
             rows = slice(start, min(start + query_block, queries))
             block.score(states[rows], vectors)
             if longest * float(norms[rows].max()) > 1e38:  # else no sum can overflow
-                _require_finite(block.scores.T[: rows.stop - start], start, queries)
+                require_finite(block.scores.T[: rows.stop - start], start, queries)
             out = _not_competing(seen, targets, rows, first, len(ids), len(ids) == task.num_items)
             ranks[rows] += block.count(target_scores[rows], margins[rows], *out)
     return ranks
@@ -203,14 +221,14 @@ class _Block:
         wins = torch.zeros(self.columns, dtype=torch.int64, device=close.device)
         for pair in range(0, len(item), _PAIRS):
             i, q = item[pair : pair + _PAIRS], query[pair : pair + _PAIRS]
-            won = _exact_scores(self.states[q], self.vectors[i]) >= target_scores[q]
+            won = exact_scores(self.states[q], self.vectors[i]) >= target_scores[q]
             wins += torch.bincount(q[won], minlength=self.columns)
         return wins
 
 
-def _exact_scores(states: Tensor, vectors: Tensor) -> Tensor:
-    """Dot products of rows, ``[n]`` fp32. Products of fp32 numbers are exact in fp64, so one rounding is seen."""
-    return (states.double() * vectors.double()).sum(dim=1).float()
+def exact_scores(states: Tensor, vectors: Tensor) -> Tensor:
+    """Dot products along the last dimension, fp32. Products of fp32 numbers are exact in fp64: one rounding is seen."""
+    return (states.double() * vectors.double()).sum(dim=-1).float()
 
 
 def _target_scores(task: RankedTask, states: Tensor, targets: Tensor) -> Tensor:
@@ -218,8 +236,8 @@ def _target_scores(task: RankedTask, states: Tensor, targets: Tensor) -> Tensor:
     scores = states.new_empty(len(states))
     for start in range(0, len(states), _PAIRS):
         rows = slice(start, start + _PAIRS)
-        scores[rows] = _exact_scores(states[rows], task.item_vectors(targets[rows]).float())
-    _require_finite(scores[:, None], 0, len(scores))
+        scores[rows] = exact_scores(states[rows], task.item_vectors(targets[rows]).float())
+    require_finite(scores[:, None], 0, len(scores))
     return scores
 
 
@@ -268,14 +286,14 @@ def _by_scores(
         scores = torch.cat(
             [task.score_block(states[rows], block).float() for block in torch.split(ids, item_block)], dim=1
         )
-        _require_finite(scores, start, queries)
+        require_finite(scores, start, queries)
         before = scores >= scores.gather(1, targets[rows, None] - 1)
         before[_not_competing(seen, targets, rows, 1, task.num_items, True)] = False
         ranks[rows] = 1 + before.count_nonzero(dim=1)
     return ranks
 
 
-def _require_finite(scores: Tensor, start: int, total: int) -> None:
+def require_finite(scores: Tensor, start: int, total: int) -> None:
     """Raise for rows of ``scores`` ``[u, n]`` that are not finite; row 0 is query ``start``."""
     finite = torch.isfinite(scores).all(dim=1)
     if not finite.all():
@@ -283,7 +301,7 @@ def _require_finite(scores: Tensor, start: int, total: int) -> None:
 
 
 def metric_values(ranks: Tensor, name: str) -> Tensor:
-    """One metric for each query: ``HR@k``, ``NDCG@k`` or ``MRR@k`` with a single relevant item.
+    """One metric for each query: ``HR@k``, ``Recall@k`` (the same), ``NDCG@k`` or ``MRR@k`` with one relevant item.
 
     Args:
         ranks: ``[Q]``, 1 is best.
@@ -293,10 +311,10 @@ def metric_values(ranks: Tensor, name: str) -> Tensor:
         ``[Q]`` float64.
     """
     kind, _, cutoff = name.partition("@")
-    if kind not in ("HR", "NDCG", "MRR") or not cutoff.isdigit():
+    if kind not in ("HR", "Recall", "NDCG", "MRR") or not cutoff.isdigit():
         raise ValueError(f"unknown metric {name}")
     rank = ranks.double()
-    gain = torch.ones_like(rank) if kind == "HR" else 1 / rank if kind == "MRR" else 1 / torch.log2(rank + 1)
+    gain = {"MRR": 1 / rank, "NDCG": 1 / torch.log2(rank + 1)}.get(kind, torch.ones_like(rank))
     return torch.where(rank <= int(cutoff), gain, 0.0)
 
 
