@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from models.sasrec import SASRec, SASRecOptions
 from models.ss4rec import SS4Rec, SS4RecOptions
 from models.tasks import Retrieval
+from models.tisasrec import TiSASRec, TiSASRecOptions
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,9 @@ class ModelEntry:
 
 
 MODELS: dict[str, ModelEntry] = {
+    "sasrec": ModelEntry(SASRecOptions, SASRec),
     "ss4rec": ModelEntry(SS4RecOptions, SS4Rec),
+    "tisasrec": ModelEntry(TiSASRecOptions, TiSASRec),
 }
 
 

@@ -1,4 +1,4 @@
-"""Kernels over packed jagged rows: selective scan (Mamba), diagonal scan (S5), causal convolution.
+"""Kernels over packed jagged rows: selective scan (Mamba), diagonal scan (S5), causal convolution, attention.
 
 Each has one signature and several implementations that give the same numbers: ``reference`` (the equations as they
 read), ``torch`` (PyTorch alone), ``numba`` (compiled, CPU), ``triton`` and ``mamba`` (GPU). The best one that runs here
@@ -8,6 +8,7 @@ is taken; ``path=`` or ``RECPOD_KERNELS`` (``torch``, or ``selective_scan=torch,
 from models.kernels.causal_conv import causal_conv
 from models.kernels.check import KernelCheck, chosen_paths, self_check
 from models.kernels.diagonal_scan import diagonal_scan
+from models.kernels.packed_attention import packed_attention
 from models.kernels.paths import KernelUnavailable
 from models.kernels.selective_scan import selective_scan
 
@@ -17,6 +18,7 @@ __all__ = [
     "causal_conv",
     "chosen_paths",
     "diagonal_scan",
+    "packed_attention",
     "selective_scan",
     "self_check",
 ]

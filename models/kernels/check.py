@@ -44,10 +44,10 @@ def example(op: str, lengths: Sequence[int], width: int = 16, states: int = 4, s
     """Random inputs of ``op`` on the CPU, float32, in the order of its arguments, offsets last.
 
     Args:
-        op: "selective_scan", "diagonal_scan" or "causal_conv".
+        op: "selective_scan", "diagonal_scan", "causal_conv" or "packed_attention".
         lengths: tokens of each row.
-        width: channels D (P for the diagonal scan).
-        states: N, or the taps of the convolution.
+        width: channels D (P for the diagonal scan, those of a head for attention).
+        states: N, or the taps of the convolution, or the heads of attention.
         seed: of the random numbers.
     """
     random = torch.Generator().manual_seed(seed)
@@ -57,6 +57,8 @@ def example(op: str, lengths: Sequence[int], width: int = 16, states: int = 4, s
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=random)
 
+    if op == "packed_attention":
+        return [*(normal(tokens, states, width) for _ in range(3)), offsets]
     if op == "causal_conv":
         return [normal(tokens, width), normal(width, states), normal(width), offsets]
     if op == "diagonal_scan":

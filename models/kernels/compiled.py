@@ -1,7 +1,8 @@
 """Compiling with numba and running the result on PyTorch's number of threads. Imported by ``cpu.py`` files only.
 
 Compiled code is kept on disk, in a folder named after the sources it came from: numba itself watches only the file of
-the function, not the modules that the function inlines.
+the function, not the modules that the function inlines. A container image brings a filled folder beside the sources,
+which nobody in it may write; it is copied to where this process may. Numba compiles anew what is for another CPU.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -36,11 +38,31 @@ def _writable(folder: Path) -> bool:
     return os.access(folder, os.W_OK) and owner == os.getuid()  # never run code that another user could have left
 
 
+def _of_root_alone(folder: Path) -> bool:
+    """Whether nobody but root could have put or changed anything in ``folder``."""
+    places = [folder.parent, folder, *folder.rglob("*")] if folder.is_dir() else []
+    states = [place.lstat() for place in places]
+    return bool(states) and all(state.st_uid == 0 and not state.st_mode & 0o022 for state in states)
+
+
+def _fill(empty: Path, shipped: Path) -> None:
+    """Copy ``shipped`` to ``empty``, whole or not at all; another process that is at it too may win."""
+    copy = Path(tempfile.mkdtemp(prefix=f".{empty.name}-", dir=empty.parent))
+    try:
+        shutil.copytree(shipped, copy / "whole")
+        (copy / "whole").rename(empty)  # replaces an empty folder, never a filled one
+    except OSError:
+        return  # no room, or filled meanwhile: what is missing is compiled
+    finally:
+        shutil.rmtree(copy, ignore_errors=True)
+
+
 @cache
 def cache_folder() -> Path | None:
     """Where compiled kernels are kept: ``NUMBA_CACHE_DIR``, else beside the sources, else the temporary folder.
 
-    None when none of them can be written (kernels are then compiled anew by every process).
+    A folder that is still empty is filled from the one beside the sources, where that is root's alone. None when no
+    place can be written (kernels are then compiled anew by every process).
     """
     folder = Path(__file__).parent
     sources = [Path(__file__), folder / "simd.py", *sorted(folder.glob("*/cpu*.py"))]
@@ -48,7 +70,11 @@ def cache_folder() -> Path | None:
     bases = [folder / "__pycache__", Path(tempfile.gettempdir()) / f"recpod-numba-{os.getuid()}"]
     if os.environ.get("NUMBA_CACHE_DIR"):
         bases.insert(0, Path(os.environ["NUMBA_CACHE_DIR"]))
-    return next((base / name for base in bases if _writable(base) and _writable(base / name)), None)
+    found = next((base / name for base in bases if _writable(base) and _writable(base / name)), None)
+    shipped = folder / "__pycache__" / name
+    if found not in (None, shipped) and not any(found.glob("*")) and _of_root_alone(shipped):
+        _fill(found, shipped)
+    return found
 
 
 @contextmanager

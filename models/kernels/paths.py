@@ -59,11 +59,22 @@ def _paths(op: str, has_cuda: bool) -> tuple[KernelPath, ...]:
     return (fused[op], *paths) if has_cuda else paths
 
 
+def _attention_paths(op: str) -> tuple[KernelPath, ...]:
+    floats = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+    return (
+        KernelPath("varlen", f"{op}.cuda", f"{op}_varlen", ("cuda",), (), True, floats),
+        KernelPath("numba", f"{op}.cpu", f"{op}_numba", ("cpu",), ("numba",)),
+        KernelPath("torch", f"{op}.vectorised", f"{op}_torch", ("cuda", "cpu"), dtypes=floats),
+        KernelPath("reference", f"{op}.reference", f"{op}_reference", ("cuda", "cpu"), dtypes=floats),
+    )
+
+
 # In order of preference.
 PATHS: dict[str, tuple[KernelPath, ...]] = {
     "selective_scan": _paths("selective_scan", has_cuda=True),
     "diagonal_scan": _paths("diagonal_scan", has_cuda=False),
     "causal_conv": _paths("causal_conv", has_cuda=True),
+    "packed_attention": _attention_paths("packed_attention"),
 }
 
 
@@ -92,10 +103,10 @@ def load(path: KernelPath) -> Callable[..., Tensor]:
     function = getattr(importlib.import_module(f"models.kernels.{path.module}"), path.function)
 
     @wraps(function)
-    def converted(first: Tensor, *rest: Tensor) -> Tensor:
+    def converted(first: Tensor, *rest: Tensor, **settings: Any) -> Tensor:
         dtype = first.dtype if first.dtype in path.dtypes else path.dtypes[0]
         inputs = (v.to(dtype) if v.is_floating_point() else v for v in (first, *rest))
-        return function(*inputs).to(first.dtype)
+        return function(*inputs, **settings).to(first.dtype)
 
     return converted
 

@@ -1,0 +1,59 @@
+"""What stands around a sub-layer F: its LayerNorm, and a residual or hyper-connections."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from models.layers.hyper_connections import HyperConnection
+
+Norm = Literal["post", "pre", "query"]
+SubLayer = Callable[[Tensor, Tensor], Tensor]
+"""F(queries, context), both ``[T, D]``, to ``[T, D]``, without a residual of its own."""
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """Hyper-connections: how many streams, and how they start."""
+
+    streams: int
+    iterations: int
+    init_gate: float
+
+
+class Residual(nn.Module):
+    """``post``: LN(x + F(x, x)). ``pre``: x + F(LN x, LN x). ``query``, the papers' own: LN x + F(LN x, x).
+
+    With hyper-connections x is what is read from the streams ``X``, and the residual is ``H_res X + H_post^T F``:
+    ``post`` normalises every stream afterwards, ``pre`` and ``query`` differ in the context alone.
+
+    Args:
+        width: ``D``.
+        norm: where the LayerNorm stands.
+        streams: hyper-connections, or None for a plain residual.
+    """
+
+    def __init__(self, width: int, norm: Norm, streams: StreamOptions | None) -> None:
+        super().__init__()
+        self.placed = norm
+        self.norm = nn.LayerNorm(width, eps=1e-8)
+        self.connection = (
+            None if streams is None else HyperConnection(width, streams.streams, streams.iterations, streams.init_gate)
+        )
+
+    def forward(self, x: Tensor, sub_layer: SubLayer) -> Tensor:
+        """``x`` ``[T, D]``, or ``[T, n, D]`` with hyper-connections, to the same shape."""
+        if self.connection is None:
+            if self.placed == "post":
+                return self.norm(x + sub_layer(x, x))
+            normed = self.norm(x)
+            return x + sub_layer(normed, normed) if self.placed == "pre" else normed + sub_layer(normed, x)
+        read, routes = self.connection.read(x)  # [T, D]
+        if self.placed == "post":
+            return self.norm(self.connection.write(x, routes, sub_layer(read, read)))
+        normed = self.norm(read)
+        output = sub_layer(normed, normed if self.placed == "pre" else read)
+        return self.connection.write(x, routes, output)
