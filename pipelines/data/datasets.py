@@ -58,6 +58,8 @@ class DatasetSpec:
     """Filters and units by default."""
     note: str = ""
     """What a reader of results ought to know about the data."""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """Published size after the dataset's own filters: users, items, events, and least (the fewest events of a user)."""
 
 
 def dataset_files() -> dict[str, Path]:
@@ -118,7 +120,7 @@ def _read_spec(path: Path) -> DatasetSpec:
         raise ConfigError("holds no keys", where=str(path))
     _check_keys(node, _names(DatasetSpec), path)
     for key, value in values.items():
-        kind = {"aliases": list, "local_files": list, "options": dict, "prepare": dict, "size": int}.get(key, str)
+        kind = _KINDS.get(key, str)
         if value is not None and not isinstance(value, kind):
             raise ConfigError(f"{key} is not a {kind.__name__}", where=_line(node, key, path))
     given = {key: value for key, value in values.items() if value is not None}
@@ -130,7 +132,21 @@ def _read_spec(path: Path) -> DatasetSpec:
         given["path"] = Path(given["path"]).expanduser()
     if "prepare" in given:
         given["prepare"] = _prepare_options(node, given["prepare"], path)
+    _check_counts(node, given.get("counts"), path)
     return DatasetSpec(**given)
+
+
+_KINDS = {"aliases": list, "local_files": list, "options": dict, "prepare": dict, "size": int, "counts": dict}
+_COUNTS = {"users", "items", "events", "least"}
+
+
+def _check_counts(node: yaml.MappingNode, counts: Mapping[str, Any] | None, path: Path) -> None:
+    """All four or none: an estimate made of half of them would be a guess."""
+    if counts is None:
+        return
+    if set(counts) != _COUNTS or not all(type(value) is int and value > 0 for value in counts.values()):
+        where, names = _line(node, "counts", path), ", ".join(sorted(_COUNTS))
+        raise ConfigError(f"counts are whole numbers of {names}", where=where)
 
 
 _PREPARE_TYPES: dict[str, tuple[type, ...]] = {

@@ -1,0 +1,229 @@
+"""How much a run has to go through: windows, targets, batches and queries, from the store or from published counts.
+
+**From the store** everything is counted with the loader's own functions, so that the steps are the trainer's.
+**From counts** (``counts`` of configs/datasets: users, items, events, and the fewest events of a user) the following is
+exact for leave-one-out and ``windows: all``: every user with ``n`` events, n at least 3, gives ``n - 3`` training
+targets, one validation and one test query, so there are ``events - 3 users`` targets; with ``batch: tokens`` they make
+``ceil(targets / tokens_per_batch)`` batches. What needs the lengths of histories (windows, hence steps with
+``batch: rows``) is taken from a geometric distribution above the shortest one with the right mean, and marked as such:
+on MovieLens-100K and 1M it is off by 3% in windows, and by up to 13% in targets with ``windows: newest``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipelines import stages
+from pipelines.config import RunConfig
+from pipelines.data.dataset_store import input_key
+from pipelines.data.datasets import DatasetSpec, data_folder, load_dataset_spec
+from pipelines.data.loader import LoaderOptions, cut_windows, epoch_batches
+from pipelines.data.splits import Queries, make_split
+from pipelines.data.store import SequenceStore, read_manifest
+from pipelines.errors import ConfigError, DataError
+
+HELD_OUT = 2  # newest events of a user that validate and test (leave-one-out)
+
+
+@dataclass(frozen=True)
+class Volume:
+    """What one epoch and one evaluation go through.
+
+    Attributes:
+        source: where the counts come from.
+        exact: whether every number here is counted; False where lengths of histories had to be supposed.
+        users: in the data.
+        items: in the catalogue.
+        events: in the data.
+        windows: rows of an epoch.
+        targets: training targets of an epoch; equal to its tokens.
+        batches: global batches of an epoch, before accumulation.
+        longest: tokens of the longest window.
+        shared_length: tokens that a token shares its row with, on average (``sum l^2 / sum l``): attention's cost.
+        largest_batch: tokens of the largest batch that any order of the windows can give.
+        queries: validation queries; the test asks as many.
+        query_tokens: tokens of their histories inside the model's window.
+        seen: events of their whole histories, which masking looks up.
+    """
+
+    source: str
+    exact: bool
+    users: int
+    items: int
+    events: int
+    windows: int
+    targets: int
+    batches: int
+    longest: int
+    shared_length: float
+    largest_batch: int
+    queries: int
+    query_tokens: int
+    seen: int
+
+    @property
+    def window_length(self) -> float:
+        """Tokens of a window, on average."""
+        return self.targets / max(self.windows, 1)
+
+
+def find_volume(config: RunConfig) -> Volume:
+    """The volume of a run: from its prepared store when there is one, else from the dataset's published counts.
+
+    Raises:
+        ConfigError: neither is there, or the counts cannot answer for this recipe.
+    """
+    spec = stages.dataset_spec(config)
+    store = find_store(spec, config.dataset.cache or data_folder())
+    if store is not None:
+        return from_store(config, store)
+    return from_counts(config, spec)
+
+
+def find_store(spec: DatasetSpec, cache: Path) -> SequenceStore | None:
+    """The newest store under ``cache`` that this code made from this dataset with these filters, or None.
+
+    Nothing is fetched: the raw file behind it is the one that was at hand then.
+    """
+    reader = {"format": spec.format, "options": dict(spec.options)}
+    if spec.prepare.features:
+        reader["options"]["features"] = list(spec.prepare.features)  # type: ignore[index]
+    found = []
+    for folder in (cache / "stores").glob(f"{spec.name}-*"):
+        try:
+            source = read_manifest(folder).get("source", {})
+            sha256 = source["files"][0]["sha256"]
+        except (DataError, KeyError, IndexError, TypeError):
+            continue  # damaged or of another version: `prepare` would build it anew
+        if source.get("key") == input_key(sha256, reader, spec.prepare):
+            found.append(folder)
+    return SequenceStore.open(max(found, key=lambda path: path.stat().st_mtime)) if found else None
+
+
+def from_store(config: RunConfig, store: SequenceStore) -> Volume:
+    """Everything counted by the loader itself."""
+    loader, protocol = config.loader, stages.protocol_of(config)
+    split = make_split(store, protocol.split)
+    windows = cut_windows(store, split.train, loader.max_length, loader.windows)
+    lengths = windows.lengths
+    longest, total = int(lengths.max()), int(lengths.sum())
+    rows = min(loader.rows_per_batch, len(lengths))
+    heaviest = int(np.partition(lengths, len(lengths) - rows)[-rows:].sum())
+    asked = cut_windows(store, split.valid, loader.max_length)
+    return Volume(
+        source=f"the prepared store {store.path.name}",
+        exact=True,
+        users=store.num_users,
+        items=store.num_items,
+        events=store.num_events,
+        windows=len(lengths),
+        targets=total,
+        batches=len(epoch_batches(windows, loader, seed=config.seed, epoch=0)),
+        longest=longest,
+        shared_length=float((lengths.astype(np.float64) ** 2).sum() / total),
+        largest_batch=heaviest if loader.batch == "rows" else min(total, loader.tokens_per_batch + longest - 1),
+        queries=len(split.valid),
+        query_tokens=int(asked.lengths.sum()),
+        seen=_history_events(store, split.valid),
+    )
+
+
+def _history_events(store: SequenceStore, queries: Queries) -> int:
+    return int((queries.end - np.asarray(store.offsets)[queries.user]).sum())
+
+
+def from_counts(config: RunConfig, spec: DatasetSpec) -> Volume:
+    """From published counts: see the module docstring for what is exact.
+
+    Raises:
+        ConfigError: there are none for this dataset and these filters, or they do not decide this recipe's numbers.
+    """
+    counts, loader = _usable_counts(config, spec), config.loader
+    users, events, least = counts["users"], counts["events"], counts["least"]
+    longer = Lengths(least - HELD_OUT - 1, (events - 3 * users) / users)  # training targets of a user
+    asked = Lengths(least - HELD_OUT, events / users - HELD_OUT)  # history of a validation query
+    limit, every = loader.max_length, loader.windows == "all"
+    targets = events - 3 * users if every else round(users * longer.capped(limit))
+    windows = round(users * (longer.pieces(limit) if every else float(longer.share_above(0))))
+    batches, exact = _batches(loader, windows, targets, every)
+    return Volume(
+        source=f"published counts of {spec.name} (configs/datasets)",
+        exact=exact,
+        users=users,
+        items=counts["items"],
+        events=events,
+        windows=windows,
+        targets=targets,
+        batches=batches,
+        longest=limit,
+        shared_length=longer.shared(limit, every),
+        largest_batch=min(targets, loader.rows_per_batch * limit)
+        if loader.batch == "rows"
+        else min(targets, loader.tokens_per_batch + limit - 1),
+        queries=users,
+        query_tokens=round(users * asked.capped(limit)),
+        seen=events - HELD_OUT * users,
+    )
+
+
+def _usable_counts(config: RunConfig, spec: DatasetSpec) -> Mapping[str, int]:
+    fix = f"run `recpod prepare {config.recipe or config.name}` first: a machine without a GPU does"
+    if not spec.counts:
+        raise ConfigError(f"there is neither a prepared store of '{spec.name}' nor are its counts known", fix=fix)
+    plain = load_dataset_spec(config.dataset.name, config.dataset.cache)
+    if spec.prepare != plain.prepare or spec.options != plain.options:
+        raise ConfigError(f"the published counts of '{spec.name}' do not hold with filters", where="dataset", fix=fix)
+    if stages.protocol_of(config).split != "leave-one-out":
+        what = "only leave-one-out can be told from counts"
+        raise ConfigError(what, where="evaluation.protocol", fix=fix)
+    if spec.counts["least"] < HELD_OUT + 2:
+        raise ConfigError(f"users of '{spec.name}' may be too short to train: counts do not decide", fix=fix)
+    return spec.counts
+
+
+def _batches(loader: LoaderOptions, windows: int, targets: int, every: bool) -> tuple[int, bool]:
+    """Global batches of an epoch, and whether that number is exact."""
+    if loader.batch == "rows":
+        return -(-windows // loader.rows_per_batch), False
+    # A batch ends with the window that fills it; none is skipped while no window is longer than a batch.
+    return -(-targets // loader.tokens_per_batch), every and loader.max_length <= loader.tokens_per_batch
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """A supposed distribution of lengths: ``least`` plus a geometric number, with the right mean.
+
+    Attributes:
+        least: the shortest.
+        mean: of all.
+    """
+
+    least: int
+    mean: float
+
+    def share_above(self, length: int | np.ndarray) -> np.ndarray:
+        """The share of users whose length is greater than ``length``."""
+        more = np.asarray(length) - self.least
+        q = (self.mean - self.least) / (self.mean - self.least + 1.0)
+        return np.where(more < 0, 1.0, q ** np.maximum(more + 1, 0))
+
+    def capped(self, limit: int) -> float:
+        """The mean of ``min(length, limit)``."""
+        return float(self.share_above(np.arange(limit)).sum())
+
+    def pieces(self, limit: int) -> float:
+        """The mean of ``ceil(length / limit)``."""
+        reach = int(np.ceil((self.least + 40 * (self.mean - self.least + 1)) / limit)) + 1  # beyond: e^-40
+        return float(self.share_above(np.arange(reach) * limit).sum())
+
+    def shared(self, limit: int, every: bool) -> float:
+        """``sum l^2 / sum l`` over windows of at most ``limit`` tokens."""
+        reach = int(self.least + 40 * (self.mean - self.least + 1)) if every else limit
+        place = np.arange(reach)
+        # l^2 is the sum of 2 k + 1 over the places k of a window, and a place is there with the share of longer users
+        share = self.share_above(place)
+        return float(((2 * (place % limit) + 1) * share).sum() / share.sum())

@@ -1,0 +1,149 @@
+"""The peak is that of real steps and real validations, and the remedy is the largest batch that fits."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.batch import SequenceBatch
+from pipelines import stages
+from pipelines.config import RunConfig, load_config
+from pipelines.data.loader import Windows, gather_batch
+from pipelines.data.store import SequenceStore
+from pipelines.estimate.measure import make_trainer
+from pipelines.estimate.memory import SET_ASIDE_LEAST, Memory, MemoryModel, room_of
+from pipelines.estimate.volume import Volume, find_volume, from_store
+from pipelines.estimate.work import find_work, formats_of
+from tests.pipelines.estimate.live_tensors import LiveBytes
+
+TOLERANCE = 0.1
+
+RECIPES = (
+    ["loader.rows_per_batch=64"],
+    ["loader.rows_per_batch=16", "model.layers=1", "model.hidden=32"],
+    ["loader.batch=tokens", "loader.tokens_per_batch=9000", "model.loss.precision=float32"],
+    ["loader.rows_per_batch=32", "model.loss.name=sampled_softmax", "model.loss.num_negatives=512"],
+    ["loader.rows_per_batch=32", "model.loss.name=bpr", "model.loss.num_negatives=4"],
+    ["loader.rows_per_batch=1", "model.hidden=128", "model.d_state=4", "model.layers=1"],  # the table is the most
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the quick start's store lies."""
+    folder = tmp_path_factory.mktemp("data")
+    stages.prepare(load_config("quickstart", [f"dataset.cache={folder}"]))
+    return folder
+
+
+def model_of(config: RunConfig, store: SequenceStore) -> tuple[Volume, MemoryModel]:
+    volume = from_store(config, store)
+    formats = formats_of(config, "cpu")
+    work = find_work("ss4rec", config.model_options(), volume.items, volume.shared_length, formats)
+    return volume, MemoryModel(config, volume, work)
+
+
+def heaviest_batch(store: SequenceStore, windows: Windows, count: int, tokens: int) -> SequenceBatch:
+    """The longest windows, as many as the memory model takes for the largest batch."""
+    order = torch.from_numpy(-windows.lengths).argsort(stable=True).numpy()[:count]
+    chosen = list(itertools.takewhile(lambda n: windows.lengths[order[:n]].sum() <= tokens, range(1, count + 1)))
+    return gather_batch(store, windows.take(order[: len(chosen)]))
+
+
+@pytest.mark.parametrize("sets", RECIPES, ids=" ".join)
+def test_the_peak_of_training_is_that_of_real_updates(sets: list[str], data: Path, tmp_path: Path) -> None:
+    """Two real updates on the heaviest batch: within 10% of all tensors alive at the worst moment."""
+    config = load_config("quickstart", [f"dataset.cache={data}", *sets])
+    prepared = stages.prepare(config)
+    volume, memory = model_of(config, prepared.store)
+    trainer = make_trainer(config, prepared, tmp_path)
+    trainer.task.train()
+    value = getattr(config.loader, "rows_per_batch" if config.loader.batch == "rows" else "tokens_per_batch")
+    rows, tokens = memory.share(value)
+    batch = heaviest_batch(prepared.store, trainer.data.windows, rows, tokens)
+    trainer.update([batch])  # makes the optimiser's state
+    trainer.optimizer.zero_grad(set_to_none=True)
+    held = [*trainer.task.parameters(), *(v for v in vars(batch).values() if isinstance(v, torch.Tensor))]
+    held += [v for state in trainer.optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor)]
+    with LiveBytes(held) as live:
+        trainer.update([batch])
+    lasting = memory.weights + memory.optimizer + memory.batch(batch.num_rows, batch.num_tokens)
+    measured = live.peak + lasting
+    assert batch.num_tokens <= volume.largest_batch
+    assert memory.training_peak(batch.num_rows, batch.num_tokens) == pytest.approx(measured, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("sets", [[], ["model.layers=1", "model.use_mamba=false"]], ids=["both", "s5"])
+def test_the_peak_of_validation_is_that_of_a_real_one(sets: list[str], data: Path) -> None:
+    """Never less than measured, at most 40% more: ranking's small tensors are counted roughly."""
+    config = load_config("quickstart", [f"dataset.cache={data}", *sets])
+    prepared = stages.prepare(config)
+    _, memory = model_of(config, prepared.store)
+    task = stages.build_task(config, prepared)
+    with LiveBytes(task.parameters()) as live:
+        stages.ask(config, prepared, task, "valid")
+    lasting = 2 * memory.weights + memory.optimizer + 12 * prepared.store.num_items
+    counted = memory.evaluation_peak(config.loader.tokens_per_batch)
+    assert live.peak + lasting <= counted <= 1.4 * (live.peak + lasting)
+
+
+@pytest.mark.parametrize("sets", [["loader.rows_per_batch=64"], ["loader.batch=tokens"]])
+@pytest.mark.parametrize("share", [0.9, 0.6, 0.3])
+def test_the_remedy_is_the_largest_batch_that_fits(sets: list[str], share: float, data: Path) -> None:
+    """Exact: with the batch that is named the run fits by the same count, with one more it does not."""
+    config = load_config("quickstart", [f"dataset.cache={data}", *sets])
+    volume, memory = model_of(config, stages.prepare(config).store)
+    needed = memory.judge(10**12)
+    assert needed.fits and needed.verdict == "fits"
+    room = int(needed.peak * share)
+    found = memory.judge(room)
+    assert not found.fits
+    assert_largest(config, volume, memory, found, room)
+
+
+def assert_largest(config: RunConfig, volume: Volume, memory: MemoryModel, found: Memory, room: int) -> None:
+    for key, (present, largest) in found.limits.items():
+        for value, fits in ((largest, True), (largest + 1, largest == present)):
+            loader = config.loader.__class__(**{**vars(config.loader), key: value})
+            changed = MemoryModel(config.model_copy(update={"loader": loader}), volume, memory.work)
+            peaks = []
+            if key == "rows_per_batch" or loader.batch == "tokens":
+                peaks.append(changed.training_peak(*memory.share(value)))
+            if key == "tokens_per_batch":
+                peaks.append(changed.evaluation_peak(value))
+            assert value > present or (max(peaks) <= room) is fits, (key, value)
+        if largest < present:
+            assert f"reduce loader.{key} from {present:,} to {largest:,}" in found.verdict
+
+
+def test_what_no_batch_mends_is_said(data: Path) -> None:
+    config = load_config("quickstart", [f"dataset.cache={data}"])
+    _, memory = model_of(config, stages.prepare(config).store)
+    found = memory.judge(memory.weights)
+    assert not found.fits and found.verdict.startswith("does not fit with any batch")
+
+
+def test_several_devices_share_a_batch_and_hold_a_copy_of_the_gradients(data: Path) -> None:
+    config = load_config("ml20m", [f"dataset.cache={data}"])
+    volume = find_volume(config)
+    work = find_work("ss4rec", config.model_options(), volume.items, 1.0, formats_of(config, "cuda"))
+    one, four = MemoryModel(config, volume, work), MemoryModel(config, volume, work, gpus=4)
+    rows, tokens = one.share(65_536)
+    assert tokens == 65_536 + 199 and four.share(65_536) == (-(-rows // 4), -(-tokens // 4) + 200)
+    assert four.training_peak(10, 1000) == one.training_peak(10, 1000) + work.parameters * 4
+    assert four.training_peak(*four.share(65_536)) < 0.4 * one.training_peak(rows, tokens)
+
+
+def test_accumulation_keeps_the_gradients_of_the_batches_before(data: Path) -> None:
+    once, twice = (
+        model_of(config, stages.prepare(config).store)[1]
+        for config in (load_config("quickstart", [f"dataset.cache={data}", f"training.accumulate={n}"]) for n in (1, 2))
+    )
+    assert twice.training_peak(8, 800) == once.training_peak(8, 800) + once.weights
+
+
+def test_a_part_of_every_device_is_set_aside() -> None:
+    assert room_of(48e9) == 43_200_000_000 and room_of(8e9) == 8_000_000_000 - SET_ASIDE_LEAST
