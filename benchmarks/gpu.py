@@ -42,7 +42,8 @@ from pipelines.evaluation.evaluator import Evaluation, evaluate
 from pipelines.evaluation.protocols import get_protocol
 from pipelines.run_folder import commit
 from pipelines.training.guards import GuardOptions
-from pipelines.training.trainer import Trainer, TrainingData, TrainingOptions, load_best
+from pipelines.training.state import load_best
+from pipelines.training.trainer import Trainer, TrainingData, TrainingOptions
 
 SEED = 1
 LOADER = LoaderOptions(max_length=200, windows="all", rows_per_batch=128)  # as configs/runs/ml1m.yaml

@@ -59,11 +59,7 @@ class Kills:
         self.trials: list[dict[str, Any]] = read_trials(work / "kills.json")
         work.mkdir(parents=True, exist_ok=True)
         if not self.recipe.exists():
-            rng, rows = random.Random(SEED), ["user_id,item_id,timestamp"]
-            for user in range(users):
-                first = rng.randrange(500)
-                rows += [f"{user},{(first + step * rng.randrange(1, 4)) % 500},{60 * step}" for step in range(30)]
-            (work / "clicks.csv").write_text("\n".join(rows) + "\n")
+            write_clicks(work / "clicks.csv", users)
             self.recipe.write_text(RECIPE.format(data=work / "clicks.csv", runs=self.runs, epochs=epochs))
 
     def start(self, name: str) -> tuple[Any, Path]:
@@ -125,6 +121,15 @@ class Kills:
         return self.trials[:count]
 
 
+def write_clicks(path: Path, users: int) -> None:
+    """Thirty events of each of ``users``, over 500 items, the same at every call."""
+    rng, rows = random.Random(SEED), ["user_id,item_id,timestamp"]
+    for user in range(users):
+        first = rng.randrange(500)
+        rows += [f"{user},{(first + step * rng.randrange(1, 4)) % 500},{60 * step}" for step in range(30)]
+    path.write_text("\n".join(rows) + "\n")
+
+
 def read_trials(path: Path) -> list[dict[str, Any]]:
     """The trials of an earlier call."""
     trials: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
@@ -137,7 +142,8 @@ def compare(one: Path, other: Path) -> list[str]:
     for folder in (one, other):
         steps = checkpoint_steps(folder / "checkpoints")
         state = load_checkpoint(checkpoint_path(folder / "checkpoints", steps[-1]))
-        state["state"].pop("seconds")
+        for clock in ("seconds", "paid"):
+            state["state"].pop(clock)
         events = read_events(folder / "events.jsonl")
         state["losses"] = [(event["step"], event["loss"]) for event in events if event["kind"] == "train"]
         state["valid"] = [(event["step"], event["NDCG@10"]) for event in events if event["kind"] == "valid"]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 import typer.exceptions
@@ -33,10 +34,17 @@ Sets = Annotated[list[str] | None, typer.Option("--set", help="key.path=value; m
 
 
 def _console() -> Console:
-    return Console(highlight=False, soft_wrap=True)
+    return Console(highlight=False, soft_wrap=True, quiet=_is_echo())
 
 
 def _load(recipe: str | Path, sets: list[str] | None, layers: Layered | None = None) -> RunConfig:
+    """The configuration; where several processes read it, all of them must be able to."""
+    from pipelines.training.distributed import this_world
+
+    return this_world().agree(lambda: _read_recipe(recipe, sets, layers))
+
+
+def _read_recipe(recipe: str | Path, sets: list[str] | None, layers: Layered | None) -> RunConfig:
     """The configuration of a recipe's name or file; a file in RecBole's keys is translated first."""
     from pipelines.compat.recbole import is_recbole_config, translate
     from pipelines.config import load_config
@@ -120,11 +128,19 @@ def run(
 def preflight(
     as_json: Annotated[bool, typer.Option("--json", help="Print the checks as JSON.")] = False,
     dataset: Annotated[str, typer.Option(help="Dataset whose source is asked for.")] = "ml-100k",
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Only what takes no time, as a container's health check asks.")
+    ] = False,
 ) -> int:
     """Check versions, kernels, GPU, disk and data source before money is spent."""
-    from pipelines.preflight import PreflightOptions, print_preflight
+    from pipelines.preflight import PreflightOptions, print_checks, run_preflight
 
-    return print_preflight(PreflightOptions(dataset=dataset), _console(), as_json=as_json)
+    options = PreflightOptions(dataset=dataset)
+    if fast:
+        from pipelines.health import fast_checks
+
+        return print_checks(fast_checks(options.folder), _console(), as_json=as_json)
+    return print_checks(run_preflight(options), _console(), as_json=as_json)
 
 
 @app.command()
@@ -186,6 +202,52 @@ def report(folder: Annotated[Path, typer.Argument(help="A run's folder.")]) -> i
     return 0
 
 
+@app.command()
+def estimate(
+    recipe: Recipe,
+    gpu: Annotated[str, typer.Option(help="A6000, A100, H100, ..., cpu, or this: this machine.")] = "this",
+    gpus: Annotated[int, typer.Option(help="How many of them share a batch.")] = 1,
+    price_per_hour: Annotated[float | None, typer.Option(help="What the machine costs an hour.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the estimate as JSON.")] = False,
+    measure: Annotated[bool, typer.Option("--measure", help="Measure on this machine first: real steps.")] = False,
+    seconds: Annotated[float, typer.Option(help="Seconds of steps that --measure takes.")] = 30.0,
+    files: Annotated[Path | None, typer.Option(help="Folder of throughput files.")] = None,
+    sets: Sets = None,
+) -> int:
+    """Steps, memory, hours and dollars of a recipe before anything is rented."""
+    from pipelines.estimate.verb import estimate_recipe
+
+    return estimate_recipe(
+        _load(recipe, sets),
+        _console(),
+        gpu=gpu,
+        gpus=gpus,
+        price_per_hour=price_per_hour,
+        as_json=as_json,
+        measure_seconds=seconds if measure else None,
+        files=files,
+    )
+
+
+@app.command()
+def compare(
+    run_a: Annotated[
+        str, typer.Argument(metavar="RUN", help="What is compared against: a folder, or a name in runs/.")
+    ],
+    run_b: Annotated[str, typer.Argument(metavar="RUN", help="The run in question.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
+) -> int:
+    """Test whether the second of two evaluated runs is better than the first, query by query."""
+    from pipelines.evaluation.compare import compare_runs, find_run
+
+    comparison = compare_runs(find_run(run_a), find_run(run_b))
+    if as_json:
+        typer.echo(json.dumps(comparison.as_dict(), indent=2))
+    else:
+        _console().print(comparison.table())
+    return 0
+
+
 @config_app.command("show")
 def config_show(recipe: Recipe, sets: Sets = None) -> int:
     """Print a recipe fully resolved."""
@@ -206,34 +268,82 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave with its exit code."""
     # Idle OpenMP threads that spin make two busy processes several times slower; set before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    sys.exit(_exit_code(arguments))
+    if _launched():
+        _as_worker(arguments)
+    sys.exit(_exit_code(lambda: app(arguments, standalone_mode=False)))
 
 
-def _exit_code(arguments: list[str] | None) -> int:
+def _launched() -> bool:
+    """Whether launch.sh has started this process, perhaps as one of several."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def _is_echo() -> bool:
+    """Whether another process of this node says what this one would say."""
+    return _launched() and os.environ["LOCAL_RANK"] != "0"
+
+
+def _as_worker(arguments: list[str] | None) -> NoReturn:
+    """Under torchrun, which starts again what fails: an end on purpose is a success, and launch.sh gets its code."""
+    from pipelines.training.distributed import end_with_parent, forget_exit_code, leave_with, process_group, this_world
+
+    end_with_parent()
+    forget_exit_code()
+
+    def together() -> Any:
+        with process_group(this_world()):
+            return app(arguments, standalone_mode=False)
+
+    leave_with(_exit_code(together))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # not through torch's teardown: after an error it aborts a process whose peers are gone
+
+
+def _exit_code(work: Callable[[], Any]) -> int:
     try:
-        with StopSignal():
-            result: Any = app(arguments, standalone_mode=False)
+        with StopSignal(alone=not _launched() or os.environ["WORLD_SIZE"] == "1"):
+            result: Any = work()
         return result if isinstance(result, int) else 0
     except typer.exceptions.TyperException as error:
-        return _complain(_usage(error))
+        return _end(RecPodError.exit_code, f"error: {_usage(error)}")
     except RecPodError as error:
-        return _complain(str(error))
+        return _end(RecPodError.exit_code, f"error: {error}")
     except typer.Abort:
-        return _complain("aborted")
+        return _end(RecPodError.exit_code, "error: aborted")
     except RuntimeError as error:
-        from models.kernels import KernelUnavailable  # takes torch with it
-
-        if isinstance(error, KernelUnavailable):
-            return _complain(str(error))
-        raise
+        return _broken_off(error)
     except Interrupted as error:
-        print(f"{error}; start the same command again to go on", file=sys.stderr)
-        return Interrupted.exit_code
+        return _end(Interrupted.exit_code, f"{error}; start the same command again to go on")
 
 
-def _complain(line: str) -> int:
-    print(f"error: {line}", file=sys.stderr)
-    return RecPodError.exit_code
+def _broken_off(error: RuntimeError) -> int:
+    """The code of an error that is no bug: kernels that cannot run, another process that has left on purpose.
+
+    Raises:
+        RuntimeError: any other.
+    """
+    from models.kernels import KernelUnavailable  # takes torch with it
+
+    if isinstance(error, KernelUnavailable):
+        return _end(RecPodError.exit_code, f"error: {error}")
+    if _launched():
+        from pipelines.training.distributed import exit_code_of_a_neighbour
+
+        if (code := exit_code_of_a_neighbour()) is not None:
+            return code
+    raise error
+
+
+def _end(code: int, line: str) -> int:
+    """Say why it ends here; of several processes launch.sh says it once."""
+    if _launched():
+        from pipelines.training.distributed import leave_with
+
+        leave_with(code, line)
+    else:
+        print(line, file=sys.stderr)
+    return code
 
 
 def _usage(error: typer.exceptions.TyperException) -> str:

@@ -1,9 +1,13 @@
-"""The runbook: preflight, fetch, prepare, train, evaluate, gate, report, in this order and resumable at every point."""
+"""The runbook: preflight, fetch, prepare, train, evaluate, gate, report, in this order and resumable at every point.
+
+Several processes (see training/distributed.py) go through it together. The first one holds the run's folder and writes.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import datetime
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,14 +26,16 @@ from pipelines.machine import describe_machine, package_versions
 from pipelines.run_folder import RunFolder, code_digest, commit, write_json, write_text
 from pipelines.training.checkpoint import adopt_checkpoint, load_checkpoint, sweep_checkpoints
 from pipelines.training.debug import DebugWatch
+from pipelines.training.distributed import World, this_world
 from pipelines.training.events import EventLog
 from pipelines.training.progress import open_progress
-from pipelines.training.run_log import RunLog
+from pipelines.training.run_log import RunLog, SilentLog
 from pipelines.training.signals import Interrupted, StopSignal
+from pipelines.training.state import TrainState, check_identity
 from pipelines.training.tracking import Status, open_trackers, without_secrets
-from pipelines.training.trainer import TrainState, check_identity
 
 GATE_MISSED = 3
+LAUNCH = ".launch"  # in the run's folder: which launch.sh works in it
 
 
 @dataclass(frozen=True)
@@ -58,14 +64,15 @@ def run(config: RunConfig, choices: RunChoices, console: Console) -> int:
         RecPodError: what the user can mend.
         Interrupted: SIGTERM or SIGINT; everything is saved.
     """
-    check_predecessor(config, choices.force, console)
+    world = this_world()
+    world.on_first(lambda: check_predecessor(config, choices.force, console))
     if choices.preflight:
-        check_machine(config, console)
+        world.in_turn(lambda: check_machine(config, console) if world.local_rank == 0 else None)
     with session(config, choices, console) as here:
         task, state = here.train()
         metrics = stages.evaluate_run(config, here.prepared, task, state, here.folder)
-        here.log.tracker.summary({f"test/{key}": value for key, value in metrics["test"].items()})
-    return finish(config, here.folder, metrics, console)
+        here.log.summary({f"test/{key}": value for key, value in metrics["test"].items()})
+    return world.on_first(lambda: finish(config, here.folder, metrics, console))
 
 
 def train_only(config: RunConfig, choices: RunChoices, console: Console) -> None:
@@ -76,12 +83,13 @@ def train_only(config: RunConfig, choices: RunChoices, console: Console) -> None
 
 def evaluate_only(config: RunConfig, console: Console) -> int:
     """Evaluation, gate and report of a run that has been trained; the exit code is the gate's."""
-    folder = RunFolder(config.folder)
-    with folder.lock():
-        prepared = stages.prepare(config)
+    folder, world = RunFolder(config.folder), this_world()
+    with contextlib.ExitStack() as held:
+        world.on_first(lambda: held.enter_context(folder.lock()))
+        prepared = prepare_everywhere(config, world)
         task, state = stages.best_task(config, prepared, folder)
         metrics = stages.evaluate_run(config, prepared, task, state, folder)
-    return finish(config, folder, metrics, console)
+    return world.on_first(lambda: finish(config, folder, metrics, console))
 
 
 @dataclass(frozen=True)
@@ -91,14 +99,15 @@ class Session:
     config: RunConfig
     folder: RunFolder
     prepared: stages.Prepared
-    log: RunLog
+    log: RunLog | SilentLog
     stop: StopSignal
     resume: Path | None
     provenance: dict[str, str]
 
     def train(self) -> tuple[Retrieval, TrainState]:
         """Train or go on; the task has the weights of the best validation."""
-        watch = DebugWatch(self.folder.path / "debug", write=self.log.write) if self.config.debug else None
+        watched = self.config.debug and this_world().first  # gradients are the same in all processes
+        watch = DebugWatch(self.folder.path / "debug", write=self.log.write) if watched else None
         return stages.train(
             self.config,
             self.prepared,
@@ -114,18 +123,49 @@ class Session:
 @contextlib.contextmanager
 def session(config: RunConfig, choices: RunChoices, console: Console) -> Iterator[Session]:
     """Take the run's folder, bring its data, open its logs; whatever happens they are closed and say how it ended."""
-    folder = RunFolder(config.folder)
-    with StopSignal() as stop:
-        if choices.resume == "never":
-            set_aside(folder, console)
-        with folder.lock():
-            sweep_checkpoints(folder.checkpoints)
-            prepared = stages.prepare(config)
-            resume = checkpoint_to_resume(config, prepared, folder, choices.resume, console)
-            describe(config, prepared, console)
-            provenance = record(config, folder)
-            with logged(config, folder, console, resume) as log:
-                yield Session(config, folder, prepared, log, stop, resume, provenance)
+    folder, world = RunFolder(config.folder), this_world()
+    with StopSignal(alone=world.size == 1) as stop, contextlib.ExitStack() as held:
+        resume = world.on_first(lambda: resume_choice(choices.resume, folder))
+        if resume == "never":
+            world.on_first(lambda: set_aside(folder, console))
+        world.on_first(lambda: held.enter_context(folder.lock()))
+        world.on_first(lambda: sweep_checkpoints(folder.checkpoints))
+        prepared = prepare_everywhere(config, world)
+        path = world.on_first(lambda: checkpoint_to_resume(config, prepared, folder, resume, console))
+        world.on_first(lambda: remember_launch(folder))
+        describe(config, prepared, console)
+        provenance = world.on_first(lambda: record(config, folder))
+        log: list[RunLog] = []
+        world.on_first(lambda: log.append(held.enter_context(logged(config, folder, console, path))))
+        yield Session(config, folder, prepared, log[0] if log else SilentLog(), stop, path, provenance)
+
+
+def prepare_everywhere(config: RunConfig, world: World) -> stages.Prepared:
+    """The data of a run, on every node's disk.
+
+    Raises:
+        RunError: nodes have different data.
+    """
+    prepared = world.in_turn(lambda: stages.prepare(config))
+    if len(set(world.gather(stages.run_identity(config, prepared)))) > 1:
+        fix = "give all nodes the same recipe, files and code"
+        raise RunError("the nodes have different data or another configuration", where=config.name, fix=fix)
+    return prepared
+
+
+def resume_choice(asked: str, folder: RunFolder) -> str:
+    """How to resume: as asked, but ``auto`` for a worker that torchrun has started again.
+
+    What was asked for has been done by its first start: a second ``never`` would set its own work aside.
+    """
+    launch, marker = os.environ.get("RECPOD_LAUNCH"), folder.path / LAUNCH
+    return "auto" if launch and marker.is_file() and marker.read_text(encoding="utf-8") == launch else asked
+
+
+def remember_launch(folder: RunFolder) -> None:
+    """Leave the mark that :func:`resume_choice` looks for."""
+    if launch := os.environ.get("RECPOD_LAUNCH"):
+        write_text(folder.path / LAUNCH, launch)
 
 
 def finish(config: RunConfig, folder: RunFolder, metrics: dict[str, Any], console: Console) -> int:

@@ -36,9 +36,13 @@ from pipelines.evaluation.significance import intervals
 from pipelines.gates import apply_gates, gate_terms
 from pipelines.run_folder import RunFolder, code_digest, read_json, write_json
 from pipelines.training.checkpoint import checkpoint_path, checkpoint_steps, load_checkpoint
+from pipelines.training.distributed import this_world
+from pipelines.training.guards import Rent
 from pipelines.training.observers import Log, Watch
+from pipelines.training.run_log import beat
 from pipelines.training.signals import StopSignal
-from pipelines.training.trainer import Trainer, TrainingData, TrainState, autocast, check_identity, load_best
+from pipelines.training.state import TrainState, check_identity, load_best
+from pipelines.training.trainer import Trainer, TrainingData, autocast
 
 
 @dataclass(frozen=True)
@@ -79,11 +83,19 @@ def prepare(config: RunConfig) -> Prepared:
 
 
 def device_of(config: RunConfig) -> torch.device:
-    """The device to run on.
+    """The device to run on; of several processes each has a GPU of its own.
 
     Raises:
-        MachineError: a GPU is asked for and none can be used.
+        MachineError: a GPU is asked for and none can be used, or there are more processes than GPUs.
     """
+    world = this_world()
+    if world.size > 1 and config.device in ("auto", "cuda") and torch.cuda.is_available():
+        if world.local_rank >= (count := torch.cuda.device_count()):
+            raise MachineError(
+                f"process {world.local_rank + 1} has no GPU: {count} are here", where="--processes", fix=f"use {count}"
+            )
+        torch.cuda.set_device(world.local_rank)
+        return torch.device("cuda", world.local_rank)
     if config.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if config.device.startswith("cuda") and not torch.cuda.is_available():
@@ -103,14 +115,16 @@ def build_task(config: RunConfig, prepared: Prepared) -> Retrieval:
         task = build_model(config.model["name"], prepared.store.num_items, config.model_options())
     except ValueError as error:
         raise ConfigError(str(error), where="model") from error
-    device = device_of(config)
+    device, wide = device_of(config), config.training.precision == "float64"
     task.popularity = PopularitySampler.from_counts(torch.from_numpy(training_counts(prepared)).to(device))
-    return task.to(device)
+    return task.to(device, torch.float64 if wide else None)
 
 
 def loss_precision(config: RunConfig) -> str:
     """The dtype of the loss' matrix products on this machine: part of what a number was made with."""
     device = device_of(config)
+    if config.training.precision == "float64":
+        return "float64"
     with autocast(device, config.training.precision):
         return str(compute_dtype(torch.zeros(1, device=device), config.model_options().loss.precision)).partition(".")[
             2
@@ -159,11 +173,13 @@ def train(
         identity=run_identity(config, prepared),
         provenance=provenance,
         watch=watch,
+        world=this_world(),
+        rent=Rent.so_far(),
     )
     if resume is not None:
         trainer.restore(resume)
     state = trainer.run()
-    load_best(task, folder.checkpoints, state)
+    load_best(task, folder.checkpoints, state, this_world())
     return task, state
 
 
@@ -182,6 +198,12 @@ def ask(
     stop: StopSignal | None = None,
 ) -> Evaluation:
     """Evaluate ``task`` on the ``valid`` or ``test`` queries."""
+
+    def between_batches() -> None:
+        beat()
+        if stop is not None:
+            stop.raise_if_requested()
+
     return evaluate(
         task,
         prepared.store,
@@ -190,7 +212,8 @@ def ask(
         max_length=config.loader.max_length,
         device=next(iter(task.state_dict().values())).device,
         tokens_per_batch=config.loader.tokens_per_batch,
-        between_batches=stop.raise_if_requested if stop is not None else None,
+        between_batches=between_batches,
+        world=this_world(),
     )
 
 
@@ -206,13 +229,18 @@ def best_task(config: RunConfig, prepared: Prepared, folder: RunFolder) -> tuple
     Raises:
         RunError: no checkpoint, or one of another configuration.
     """
-    newest = newest_checkpoint(folder)
-    if newest is None:
-        raise RunError("there is no checkpoint to evaluate", where=str(folder.path), fix="train the run first")
-    saved = load_checkpoint(newest)
-    check_identity(saved, run_identity(config, prepared), newest)
-    task, state = build_task(config, prepared), TrainState(**saved["state"])
-    load_best(task, folder.checkpoints, state)
+    identity = run_identity(config, prepared)
+
+    def stand() -> TrainState:
+        newest = newest_checkpoint(folder)
+        if newest is None:
+            raise RunError("there is no checkpoint to evaluate", where=str(folder.path), fix="train the run first")
+        saved = load_checkpoint(newest)
+        check_identity(saved, identity, newest)
+        return TrainState(**saved["state"])
+
+    task, state = build_task(config, prepared), this_world().on_first(stand)
+    load_best(task, folder.checkpoints, state, this_world())
     return task, state
 
 
@@ -221,14 +249,15 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Test the chosen checkpoint and the popularity baseline, apply the gates, write metrics.json and ranks.parquet.
 
-    The code and commit that are named are those that trained the checkpoint.
+    The code and commit that are named are those that trained the checkpoint. Several processes share the queries; the
+    first one writes.
     """
-    inputs = _evaluation_inputs(config, prepared, state)
-    saved = load_checkpoint(checkpoint_path(folder.checkpoints, state.best_step))
-    provenance: list[dict[str, str]] = saved.get("provenance", [])
-    metrics = read_json(folder.metrics)
+    world = this_world()
+    inputs, metrics = world.on_first(lambda: (_evaluation_inputs(config, prepared, state), read_json(folder.metrics)))
     if metrics.get("inputs") == inputs:
         return metrics
+    best = checkpoint_path(folder.checkpoints, state.best_step)
+    provenance: list[dict[str, str]] = world.on_first(lambda: load_checkpoint(best).get("provenance", []))
     started = time.perf_counter()
     popular = Popularity(torch.from_numpy(training_counts(prepared)))
     valid, test = (ask(config, prepared, task, part) for part in ("valid", "test"))
@@ -256,7 +285,8 @@ def evaluate_run(
             "seconds": state.seconds,
             "targets": state.targets,
             "ended": state.finished,
-            "cost": config.guards.cost(state.seconds),
+            "cost": config.guards.cost(state.paid),
+            "processes": world.size,
         },
         "evaluation": {
             "encode_seconds": test.encode_seconds,
@@ -269,8 +299,8 @@ def evaluate_run(
         "code": [entry["code"] for entry in provenance],
         "inputs": inputs,
     }
-    write_ranks(folder.ranks, prepared.store, prepared.split.test, test.ranks)
-    write_json(folder.metrics, metrics)
+    world.on_first(lambda: write_ranks(folder.ranks, prepared.store, prepared.split.test, test.ranks))
+    world.on_first(lambda: write_json(folder.metrics, metrics))
     return metrics
 
 

@@ -24,6 +24,7 @@ from pipelines.data.store import SequenceStore
 from pipelines.errors import DataError
 from pipelines.evaluation.protocols import Protocol
 from pipelines.evaluation.ranking import NonFiniteScoreError, count_ranks, metrics_from_ranks
+from pipelines.training.distributed import World
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ def evaluate(
     tokens_per_batch: int = 16384,
     queries_per_ranking: int = 8192,
     between_batches: Callable[[], None] | None = None,
+    world: World | None = None,
 ) -> Evaluation:
     """Rank every query's target among the whole catalogue.
 
@@ -70,30 +72,33 @@ def evaluate(
         queries_per_ranking: states gathered before they are ranked; large enough to fill blocks, small enough that
             states and histories of all users are never held at once.
         between_batches: called after each encoder batch; it may raise to break off.
+        world: the processes that share the queries out; each gets the whole answer.
 
     Raises:
         DataError: no queries, one without history, or a task made for another catalogue.
         NonFiniteScoreError: a score is NaN or infinite; names the first user by original id.
     """
-    device = torch.device(device)
+    world, device = world or World(), torch.device(device)
     _check(task, store, queries)
-    ranks = np.zeros(len(queries), dtype=np.int64)
-    encode_seconds = rank_seconds = 0.0
+    mine = np.arange(world.rank, len(queries), world.size)
+    share = Queries(queries.user[mine], queries.end[mine])
+
+    def rank_share() -> tuple[np.ndarray, float, float]:
+        batches = evaluation_batches(store, share, max_length=max_length, tokens_per_batch=tokens_per_batch)
+        encoded = _encoded(task, batches, queries_per_ranking, device, between_batches)
+        return _ranks(task, store, share, encoded, protocol.mask_seen, device)
+
     training = task.training
     task.eval()
     try:
-        started = _now(device)
-        batches = evaluation_batches(store, queries, max_length=max_length, tokens_per_batch=tokens_per_batch)
-        for positions, states in _encoded(task, batches, queries_per_ranking, device, between_batches):
-            encoded = _now(device)
-            some = Queries(queries.user[positions], queries.end[positions])
-            ranks[positions] = _rank(task, store, some, states, protocol.mask_seen)
-            encode_seconds += encoded - started
-            started = time.perf_counter()
-            rank_seconds += started - encoded
+        parts = world.gather(world.agree(rank_share))
     finally:
         task.train(training)
+    ranks = np.zeros(len(queries), dtype=np.int64)
+    for rank, (part, _, _) in enumerate(parts):
+        ranks[rank :: world.size] = part
     metrics = metrics_from_ranks(torch.from_numpy(ranks), protocol.ks)
+    encode_seconds, rank_seconds = max(part[1] for part in parts), max(part[2] for part in parts)
     return Evaluation(ranks, metrics, encode_seconds, rank_seconds, len(queries))
 
 
@@ -139,6 +144,28 @@ def _encoded(
             positions, states = [], []
     if positions:
         yield np.concatenate(positions), torch.cat(states)
+
+
+def _ranks(
+    task: Retrieval | Popularity,
+    store: SequenceStore,
+    queries: Queries,
+    encoded: Iterable[tuple[np.ndarray, Tensor]],
+    mask_seen: bool,
+    device: torch.device,
+) -> tuple[np.ndarray, float, float]:
+    """The rank of each query's target, seconds in the encoder and seconds for ranking."""
+    ranks = np.zeros(len(queries), dtype=np.int64)
+    encode_seconds = rank_seconds = 0.0
+    started = _now(device)
+    for positions, states in encoded:
+        ready = _now(device)
+        some = Queries(queries.user[positions], queries.end[positions])
+        ranks[positions] = _rank(task, store, some, states, mask_seen)
+        encode_seconds += ready - started
+        started = time.perf_counter()
+        rank_seconds += started - ready
+    return ranks, encode_seconds, rank_seconds
 
 
 def _rank(

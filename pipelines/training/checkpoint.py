@@ -19,7 +19,7 @@ import torch
 
 from pipelines.errors import RunError
 
-FORMAT = 1
+FORMAT = 2
 _WRITING, _REPLACED = ".writing-step-", ".replaced-step-"
 _NAME = re.compile(r"step-(\d+)$")
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
+import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pipelines.errors import ConfigError, RunError
+
+_LOADED = time.monotonic()  # with the configuration, a second or two after the process began
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class GuardOptions:
     stuck_change: float = 1e-3
     """The smallest relative change of the epoch's mean loss that counts as moving."""
     max_hours: float | None = None
-    """Hours of training over all resumes; then the run stops with what it has."""
+    """Hours for which the machine is paid, over all resumes; then the run stops with what it has."""
     max_cost: float | None = None
     """Spend over all resumes, in the currency of ``price_per_hour``; then the run stops with what it has."""
     price_per_hour: float | None = None
@@ -41,8 +45,44 @@ class GuardOptions:
                 raise ConfigError(f"{value} is not positive", where=f"guards.{key}")
 
     def cost(self, seconds: float) -> float | None:
-        """What ``seconds`` of training cost, or None when no price is given."""
+        """What ``seconds`` of the machine cost, or None when no price is given."""
         return None if self.price_per_hour is None else seconds / 3600 * self.price_per_hour
+
+
+@dataclass(frozen=True)
+class Rent:
+    """Seconds that the machine has been paid for before a training begins; what a budget counts starts there.
+
+    Attributes:
+        earlier: before this process, where somebody has kept count of them (RECPOD_RENT_SECONDS); else a checkpoint
+            knows those of the sessions before it.
+        here: in this process: data, checks, compiling.
+    """
+
+    earlier: float = 0.0
+    here: float = 0.0
+
+    @staticmethod
+    def so_far() -> Rent:
+        """As environment and clock have it now. A worker that was started again counts from its launch on.
+
+        Raises:
+            ConfigError: a variable that is no number.
+        """
+        launched, here = _number("RECPOD_LAUNCHED"), time.monotonic() - _LOADED
+        return Rent(_number("RECPOD_RENT_SECONDS") or 0.0, max(here, time.time() - launched) if launched else here)
+
+    def after(self, saved: float) -> float:
+        """All of it, after sessions that have left ``saved`` seconds in a checkpoint."""
+        return max(self.earlier, saved) + self.here
+
+
+def _number(name: str) -> float | None:
+    text = os.environ.get(name)
+    try:
+        return float(text) if text else None
+    except ValueError:
+        raise ConfigError(f"'{text}' is no number of seconds", where=name) from None
 
 
 @dataclass
@@ -104,7 +144,7 @@ class Guards:
             )
 
     def spent(self, seconds: float) -> str | None:
-        """Why the budget is used up after ``seconds`` of training, or None."""
+        """Why the budget is used up when ``seconds`` of the machine are paid for, or None."""
         if self.options.max_hours is not None and seconds >= self.options.max_hours * 3600:
             return f"max_hours {self.options.max_hours:g} reached"
         cost = self.options.cost(seconds)

@@ -1,7 +1,8 @@
 """The training loop: jagged batches in, the best checkpoint on validation out; it can be killed and resumed anywhere.
 
 The loop knows a task's ``loss`` alone. A loss comes as a sum and a count; gradients are divided by the count over all
-accumulated batches, so that uneven batches weigh as much as they hold.
+accumulated batches and all processes, so that uneven batches weigh as much as they hold. With several processes (see
+distributed.py) every one runs this loop over its share of each batch, and all decide alike; the first one writes.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from torch import Tensor, nn
 from models.batch import SequenceBatch
 from pipelines.data.loader import LoaderOptions, Windows, epoch_batches, training_batches
 from pipelines.data.store import SequenceStore
-from pipelines.errors import ConfigError, RunError
-from pipelines.training.checkpoint import checkpoint_path, load_checkpoint, prune_checkpoints, save_checkpoint
-from pipelines.training.guards import GuardOptions, Guards
+from pipelines.errors import ConfigError
+from pipelines.training.checkpoint import load_checkpoint, prune_checkpoints, save_checkpoint
+from pipelines.training.distributed import World, gradients_kept, shared_loss
+from pipelines.training.guards import GuardOptions, Guards, Rent
 from pipelines.training.observers import Log, Watch
 from pipelines.training.optimizers import OptimizerOptions, build_optimizer, learning_rate
 from pipelines.training.signals import Interrupted, StopSignal
+from pipelines.training.state import TrainState, check_identity, random_state, set_random_state, spread_seeds
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,9 @@ class TrainingOptions:
     grad_clip: float = 0.0
     """Largest global gradient norm; 0 does not clip."""
     precision: str = "auto"
-    """Of the layers: ``float32``, ``bfloat16`` (autocast), ``auto``: bfloat16 on a GPU, float32 on a CPU. The loss
-    has its own: ``model.loss.precision``; environment.json says what it came to."""
+    """Of the layers: ``float32``, ``bfloat16`` (autocast), ``auto``: bfloat16 on a GPU, float32 on a CPU; ``float64``,
+    weights included, shows whether two runs differ by rounding alone. The loss has its own: ``model.loss.precision``;
+    environment.json says what it came to."""
     eval_every: int = 1
     """Epochs between validations."""
     patience: int = 10
@@ -58,8 +62,9 @@ class TrainingOptions:
     __pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}
 
     def __post_init__(self) -> None:
-        if self.precision not in ("auto", "float32", "bfloat16"):
-            raise ConfigError(f"'{self.precision}' is not one of auto, float32, bfloat16", where="training.precision")
+        known = ("auto", "float32", "bfloat16", "float64")
+        if self.precision not in known:
+            raise ConfigError(f"'{self.precision}' is not one of {', '.join(known)}", where="training.precision")
         for key in ("grad_clip", "patience", "checkpoint_minutes"):
             if not getattr(self, key) >= 0:
                 raise ConfigError(f"{getattr(self, key)} is negative", where=f"training.{key}")
@@ -78,37 +83,19 @@ class TrainingData:
     seed: int
 
 
-@dataclass
-class TrainState:
-    """Where a training stands. All of it goes into the checkpoint.
+@dataclass(frozen=True)
+class Asked:
+    """What all processes heard with the last update.
 
     Attributes:
-        epoch: finished epochs.
-        batch: global batches done in the running epoch.
-        step: updates done.
-        loss_sum: training loss of the running epoch when the checkpoint was written.
-        loss_count: targets of the running epoch so far.
-        targets: targets trained on since the start.
-        seconds: wall time spent over all resumes, validation included.
-        best_value: best validation value of the selecting metric.
-        best_step: its step; -1 before the first validation.
-        stale: validations since then.
-        to_validate: an epoch has ended and its validation is still to come.
-        finished: why training ended; empty while it goes on.
+        stop: one of them got a signal.
+        save: the first one's clock says that a checkpoint is due.
+        paid: seconds of the machine that are paid for, by the first one's clock.
     """
 
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    loss_sum: float = 0.0
-    loss_count: int = 0
-    targets: int = 0
-    seconds: float = 0.0
-    best_value: float = float("-inf")
-    best_step: int = -1
-    stale: int = 0
-    to_validate: bool = False
-    finished: str = ""
+    stop: bool = False
+    save: bool = False
+    paid: float = 0.0
 
 
 class Trainer:
@@ -127,6 +114,8 @@ class Trainer:
         identity: digest of configuration and data that a checkpoint must match.
         provenance: code digest and commit of this process; a checkpoint lists those of every process that trained it.
         watch: debug mode, or None.
+        world: this process among those that train together.
+        rent: what the machine has cost before.
     """
 
     def __init__(
@@ -144,20 +133,27 @@ class Trainer:
         identity: str,
         provenance: Mapping[str, str] | None = None,
         watch: Watch | None = None,
+        world: World | None = None,
+        rent: Rent | None = None,
     ) -> None:
         self.task, self.data, self.options, self.optimizer_options = task, data, options, optimizer
         self.checkpoints, self.log, self.validate, self.stop, self.identity = checkpoints, log, validate, stop, identity
         self.watch, self.provenance = watch, [dict(provenance)] if provenance else []
+        self.world, self.rent = world or World(), rent or Rent()
         self.device = next(task.parameters()).device
+        self.loss = shared_loss(task, self.world)
         self.optimizer = build_optimizer(task, optimizer)
         self.guards = Guards(guards)
-        self.state = TrainState()
+        self.state, self.asked = TrainState(paid=self.rent.after(0.0)), Asked()
         self.epoch_loss = torch.zeros((), device=self.device, dtype=torch.float64)
         self.parameters = [p for p in task.parameters() if p.requires_grad]
         self.saved_at, self.clock = time.monotonic(), time.monotonic()
         batches = len(epoch_batches(data.windows, data.loader, seed=data.seed, epoch=0))
         self.total_steps = options.epochs * -(-batches // options.accumulate)
-        torch.use_deterministic_algorithms(options.deterministic)
+        if options.deterministic != torch.are_deterministic_algorithms_enabled():  # the call imports the compiler
+            torch.use_deterministic_algorithms(options.deterministic)
+        if self.world.size > 1:
+            spread_seeds(data.seed, self.world)
         if watch is not None:
             watch.attach(task, self.optimizer)
 
@@ -187,6 +183,8 @@ class Trainer:
             seed=self.data.seed,
             epoch=state.epoch,
             first=state.batch,
+            rank=self.world.rank,
+            world=self.world.size,
         )
         self.task.train()
         since, targets_before = time.monotonic(), state.targets
@@ -200,13 +198,14 @@ class Trainer:
                 since, targets_before = now, state.targets
                 lr = self.optimizer.param_groups[0]["lr"]
                 self.write("train", loss=mean, grad_norm=grad_norm, lr=lr, tokens_per_s=speed)
-            if reason := self.guards.spent(self.tick()):
+            if reason := self.guards.spent(self.asked.paid):
                 state.finished = reason
                 self.save()
                 return
-            if self.stop.requested or time.monotonic() - self.saved_at > options.checkpoint_minutes * 60:
+            if self.asked.stop or self.asked.save:
                 self.save()
-            self.stop.raise_if_requested()
+            if self.asked.stop:
+                raise Interrupted("stopped on request")
         self.end_epoch()
 
     def update(self, group: list[SequenceBatch]) -> tuple[Tensor, Tensor]:
@@ -219,16 +218,18 @@ class Trainer:
             parameter_group["lr"] = learning_rate(self.optimizer_options, state.step, self.total_steps)
         self.optimizer.zero_grad(set_to_none=True)
         total, count = torch.zeros((), device=self.device, dtype=torch.float64), 0
-        for batch in group:
+        for number, batch in enumerate(group, start=1):
             if self.watch is not None:
                 self.watch.before_update(batch, state.step)
-            with autocast(self.device, self.options.precision):
-                output = self.task.loss(batch.to(self.device))  # type: ignore[operator]
-            output.sum.backward()
+            with gradients_kept(self.loss, more=number < len(group)):
+                with autocast(self.device, self.options.precision):
+                    output = self.loss(batch.to(self.device))
+                output.sum.backward()
             total += output.sum.detach()
             count += output.count
+        total, count = self.hear(total, count)
         grads = [p.grad for p in self.parameters if p.grad is not None]
-        torch._foreach_div_(grads, max(count, 1))
+        torch._foreach_div_(grads, max(count, 1) / self.world.size)  # they are a mean over the processes so far
         norm = nn.utils.clip_grad_norm_(self.parameters, self.options.grad_clip or float("inf"))
         mean = total / max(count, 1)
         if self.watch is not None:
@@ -241,6 +242,16 @@ class Trainer:
         self.epoch_loss += total
         return mean, norm
 
+    def hear(self, total: Tensor, count: int) -> tuple[Tensor, int]:
+        """Loss and count over all processes; the same message says whether to go on, so that all do the same."""
+        first, paid = self.world.first, self.tick().paid
+        due = time.monotonic() - self.saved_at > self.options.checkpoint_minutes * 60
+        total, (targets, stop, save, paid) = self.world.add_up(
+            total, count, self.stop.requested, first and due, first * paid
+        )
+        self.asked = Asked(stop > 0, save > 0, paid)
+        return total, int(targets)
+
     def end_epoch(self) -> None:
         """Close the epoch's books."""
         state = self.state
@@ -250,7 +261,7 @@ class Trainer:
         self.guards.check_finite(state.step, "epoch's mean loss", mean)
         self.guards.check_epoch(state.epoch, mean)
         state.to_validate = state.epoch % self.options.eval_every == 0 or state.epoch == self.options.epochs
-        self.write("epoch", train_loss=mean, seconds=self.tick())
+        self.write("epoch", train_loss=mean, seconds=self.tick().seconds)
 
     def judge_epoch(self) -> None:
         """Validate, keep the best, decide whether to go on.
@@ -273,8 +284,8 @@ class Trainer:
         else:
             state.stale += 1
         self.write("valid", **metrics)
-        state.finished = self.end_reason()
         due = time.monotonic() - self.saved_at > options.checkpoint_minutes * 60
+        state.finished, due = self.world.on_first(lambda: (self.end_reason(), due))  # one clock for all
         if state.finished or state.best_step == state.step or due:
             self.save()
 
@@ -285,7 +296,7 @@ class Trainer:
             return f"no better {options.select} in {options.patience} validations"
         if state.epoch >= options.epochs:
             return f"{options.epochs} epochs done"
-        return self.guards.spent(self.tick()) or ""
+        return self.guards.spent(self.tick().paid) or ""
 
     def save(self) -> None:
         """Write a checkpoint of this very moment.
@@ -297,55 +308,60 @@ class Trainer:
         largest = torch.stack(torch._foreach_norm([p.detach() for p in self.parameters], ord=float("inf"))).max()
         self.guards.check_finite(self.state.step, "largest weight", largest.item())
         self.state.loss_sum = self.epoch_loss.item()
+        random = self.world.gather(random_state(self.device))
+        self.world.on_first(lambda: self.put_down(random))
+        self.saved_at = time.monotonic()
+        self.log.write("checkpoint", step=self.state.step, epoch=self.state.epoch)
+
+    def put_down(self, random: list[dict[str, Any]]) -> None:
+        """Write the checkpoint, with the random state of every process, and delete what it makes superfluous."""
         state = {
             "identity": self.identity,
             "model": self.task.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "state": asdict(self.state),
             "guards": self.guards.state(),
-            "rng": {
-                "cpu": torch.get_rng_state(),
-                "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            },
+            "rng": random,
             "tracker_ids": dict(self.log.tracker_ids),
             "provenance": self.provenance,
         }
         save_checkpoint(self.checkpoints, self.state.step, state)
         best = self.state.best_step if self.state.best_step >= 0 else None
         prune_checkpoints(self.checkpoints, keep=self.options.keep, best=best)
-        self.saved_at = time.monotonic()
-        self.log.write("checkpoint", step=self.state.step, epoch=self.state.epoch)
 
     def restore(self, path: Path) -> None:
-        """Go on from the checkpoint at ``path``.
+        """Go on from the checkpoint at ``path``, which the first process reads for all.
 
         Raises:
             RunError: it cannot be read, or belongs to another configuration or other data.
         """
-        saved = load_checkpoint(path, self.device)
+        saved = self.world.on_first(lambda: load_checkpoint(path))
         check_identity(saved, self.identity, path)
         earlier = [entry for entry in saved.get("provenance", []) if entry not in self.provenance]
         self.provenance = earlier + self.provenance
         self.task.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.state = TrainState(**saved["state"])
+        self.state.paid = self.rent.after(self.state.paid)
         self.epoch_loss.fill_(self.state.loss_sum)
         self.guards.restore(saved["guards"])
-        torch.set_rng_state(saved["rng"]["cpu"].cpu())
-        if torch.cuda.is_available() and len(saved["rng"]["cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all([state.cpu() for state in saved["rng"]["cuda"]])
+        if not set_random_state(saved["rng"], self.device, self.world, self.data.seed + self.state.step):
+            before, now = len(saved["rng"]), self.world.size
+            self.write("processes", message=f"{before} before, {now} now: random numbers are drawn afresh")
         if self.state.finished:  # epochs, patience or budget may have been raised since
-            self.state.finished = self.end_reason()
+            self.state.finished = self.world.on_first(self.end_reason)
 
-    def tick(self) -> float:
-        """Add the time since the last call to the run's seconds, and return them."""
+    def tick(self) -> TrainState:
+        """Add the time since the last call to the run's seconds."""
         now = time.monotonic()
-        self.state.seconds, self.clock = self.state.seconds + now - self.clock, now
-        return self.state.seconds
+        passed, self.clock = now - self.clock, now
+        self.state.seconds += passed
+        self.state.paid += passed
+        return self.state
 
     def write(self, kind: str, **values: float | str) -> None:
         """One event at the present step and epoch, with the cost so far when the price is known."""
-        cost = self.guards.options.cost(self.tick())
+        cost = self.guards.options.cost(self.tick().paid)
         extra: dict[str, Any] = {} if cost is None else {"cost": cost}
         self.log.write(kind, step=self.state.step, epoch=self.state.epoch, **values, **extra)
 
@@ -354,29 +370,3 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     """bfloat16 autocast where ``precision`` asks for it (``auto``: on a GPU only)."""
     wanted = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
     return torch.autocast(device.type, dtype=torch.bfloat16) if wanted else contextlib.nullcontext()
-
-
-def check_identity(saved: Mapping[str, Any], identity: str, path: Path) -> None:
-    """Refuse a checkpoint of another configuration or other data.
-
-    Raises:
-        RunError: see above; names the ways out.
-    """
-    if saved["identity"] != identity:
-        raise RunError(
-            "the checkpoint was made with another configuration or other data",
-            where=str(path),
-            fix="use the run's own config.yaml, another name (--set name=...), or --resume never",
-        )
-
-
-def load_best(task: nn.Module, checkpoints: Path, state: TrainState) -> None:
-    """Put the weights of the best validation into ``task``.
-
-    Raises:
-        RunError: training ended before its first validation.
-    """
-    if state.best_step < 0:
-        raise RunError("training ended before its first validation", where=str(checkpoints), fix="allow it more time")
-    saved = load_checkpoint(checkpoint_path(checkpoints, state.best_step), next(task.parameters()).device)
-    task.load_state_dict(saved["model"])

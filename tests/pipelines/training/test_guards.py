@@ -1,9 +1,11 @@
 """Guards stop what cannot succeed, and nothing else."""
 
+import time
+
 import pytest
 
 from pipelines.errors import ConfigError, RunError
-from pipelines.training.guards import GuardOptions, Guards
+from pipelines.training.guards import GuardOptions, Guards, Rent
 
 
 @pytest.mark.parametrize(("loss", "norm", "name"), [(float("nan"), 1.0, "loss"), (1.0, float("inf"), "gradient norm")])
@@ -48,3 +50,18 @@ def test_state_survives_a_checkpoint() -> None:
     again = Guards(GuardOptions())
     again.restore(guards.state())
     assert (again.exploding, again.losses) == (2, [3.0])
+
+
+def test_what_was_paid_before_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RECPOD_RENT_SECONDS", "RECPOD_LAUNCHED"):
+        monkeypatch.delenv(name, raising=False)
+    alone = Rent.so_far()
+    assert alone.earlier == 0 and alone.after(100) == 100 + alone.here > 100  # a checkpoint knows earlier sessions
+    monkeypatch.setenv("RECPOD_RENT_SECONDS", "500")  # a ledger knows them, and what lay between
+    monkeypatch.setenv("RECPOD_LAUNCHED", str(time.time() - 10_000))  # a worker that was started again
+    counted = Rent.so_far()
+    assert counted.here == pytest.approx(10_000, abs=60)
+    assert counted.after(100) == 500 + counted.here and counted.after(900) == 900 + counted.here
+    monkeypatch.setenv("RECPOD_RENT_SECONDS", "a while")
+    with pytest.raises(ConfigError, match="RECPOD_RENT_SECONDS: 'a while' is no number of seconds"):
+        Rent.so_far()

@@ -1,11 +1,17 @@
 """Learning rates by hand, weight decay where it belongs."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from pipelines.errors import ConfigError
 from pipelines.training.optimizers import OptimizerOptions, build_optimizer, learning_rate
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_warm_up_then_linear_then_floor() -> None:
@@ -38,3 +44,35 @@ def test_only_matrices_decay() -> None:
 def test_bad_options_are_one_line(bad: dict[str, object], line: str) -> None:
     with pytest.raises(ConfigError, match=line):
         OptimizerOptions(**bad)  # type: ignore[arg-type]
+
+
+UNCOMPILED = """
+import sys
+import torch
+from torch import nn
+from pipelines.training.optimizers import OptimizerOptions, build_optimizer
+
+def five_steps(make):
+    torch.manual_seed(0)
+    module = nn.Linear(5, 3)
+    optimizer = make(module)
+    for _ in range(5):
+        optimizer.zero_grad()
+        module(torch.ones(2, 5)).pow(2).sum().backward()
+        optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())
+    return module.weight.detach()
+
+options = OptimizerOptions(name="adamw", lr=0.1, weight_decay=0.1)
+ours = five_steps(lambda module: build_optimizer(module, options))
+assert "torch._dynamo" not in sys.modules, "the compiler was imported"
+groups = lambda m: [{"params": [m.weight]}, {"params": [m.bias], "weight_decay": 0.0}]
+assert torch.equal(ours, five_steps(lambda m: torch.optim.AdamW(groups(m), lr=0.1, weight_decay=0.1, fused=True)))
+print("equal")
+"""
+
+
+def test_steps_are_torchs_own_without_its_compiler() -> None:
+    """Importing the compiler takes longer than all else before the first step."""
+    result = subprocess.run([sys.executable, "-c", UNCOMPILED], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.stdout == "equal\n", result.stderr

@@ -21,10 +21,11 @@ from pipelines.data.loader import LoaderOptions, cut_windows
 from pipelines.data.splits import make_split
 from pipelines.errors import ConfigError, RunError
 from pipelines.training.checkpoint import checkpoint_path, checkpoint_steps, load_checkpoint
-from pipelines.training.guards import GuardOptions
+from pipelines.training.guards import GuardOptions, Rent
 from pipelines.training.optimizers import OptimizerOptions
 from pipelines.training.signals import Interrupted, StopSignal
-from pipelines.training.trainer import Trainer, TrainingData, TrainingOptions, load_best
+from pipelines.training.state import load_best
+from pipelines.training.trainer import Trainer, TrainingData, TrainingOptions
 from tests.pipelines.conftest import memory_store
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -234,6 +235,20 @@ def test_a_budget_ends_the_run_with_a_checkpoint(tmp_path: Path) -> None:
     assert checkpoint_steps(tmp_path) == [run.state.step]
     with pytest.raises(RunError, match="before its first validation"):
         load_best(run.task, tmp_path, run.state)
+
+
+def test_a_budget_counts_what_was_paid_before_training_and_over_resumes(tmp_path: Path) -> None:
+    run = trainer(tmp_path, epochs=1)
+    run.run()
+    assert run.state.paid == pytest.approx(run.state.seconds)
+    again = trainer(tmp_path, epochs=10**6)
+    again.rent = Rent(here=3600.0)
+    again.restore(checkpoint_path(tmp_path, run.state.step))
+    again.guards.options = GuardOptions(max_cost=2.0, price_per_hour=2.0, stuck_epochs=0)  # type: ignore[misc]
+    assert again.run().finished == "max_cost 2 reached"
+    assert again.state.paid >= 3600 + run.state.paid and again.state.seconds < 600  # those of training stay apart
+    assert again.log.of("checkpoint")  # type: ignore[attr-defined]
+    assert load_checkpoint(checkpoint_path(tmp_path, again.state.step))["state"]["paid"] >= 3600
 
 
 def test_more_epochs_reopen_a_finished_run(tmp_path: Path) -> None:
