@@ -225,7 +225,16 @@ def build_config(layers: Layered) -> RunConfig:
         raise _explain(error, RunConfig, (), layers) from error
     _model_options(config.model, layers)
     _check_evaluation(config, layers)
+    _check_length(config, layers)
     return config
+
+
+def _check_length(config: RunConfig, layers: Layered) -> None:
+    """Refuse now a history longer than the positions that the model has learnt."""
+    positions, wanted = getattr(config.model_options(), "max_length", None), config.loader.max_length
+    if positions is not None and wanted > positions:
+        what = f"histories of {wanted} items for a model with {positions} positions"
+        raise ConfigError(what, where=layers.origin(("loader", "max_length")), fix=f"set model.max_length={wanted}")
 
 
 def _check_evaluation(config: RunConfig, layers: Layered) -> None:

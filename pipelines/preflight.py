@@ -37,7 +37,7 @@ if TYPE_CHECKING:  # to be named only: preflight starts without polars
 Verdict = Literal["ok", "warn", "fail"]
 FAILED = MachineError.exit_code
 OLDEST_TORCH = (2, 10)
-SET_UP = "run entrypoints/setup.sh"
+SET_UP = "build the image anew" if os.environ.get("RECPOD_IMAGE") else "run entrypoints/setup.sh"
 # Package, other names it goes by, whether nothing works without it, what it is for.
 PACKAGES: tuple[tuple[str, tuple[str, ...], bool, str], ...] = (
     ("numpy", (), True, "everything computes with it"),
@@ -109,9 +109,8 @@ def verdict(checks: Sequence[Check]) -> int:
     return FAILED if any(check.verdict == "fail" for check in checks) else 0
 
 
-def print_preflight(options: PreflightOptions, console: Console, *, as_json: bool = False) -> int:
-    """Run and print every check, as a table or as JSON; the exit code."""
-    checks = run_preflight(options)
+def print_checks(checks: Sequence[Check], console: Console, *, as_json: bool = False) -> int:
+    """Print checks as a table or as JSON; the exit code."""
     code = verdict(checks)
     if as_json:
         console.print_json(data={"exit_code": code, "checks": [asdict(check) for check in checks]})
@@ -212,9 +211,11 @@ def check_cuda_runtime(options: PreflightOptions, with_gpu: bool) -> Check:
 def check_gpus(shown: Sequence[Gpu], options: PreflightOptions, with_gpu: bool) -> Iterator[Check]:
     """Driver, name, memory and compute capability of each GPU."""
     if not shown:
-        missing = options.device.startswith("cuda") or (with_gpu and options.device != "cpu")
+        in_cuda_image = os.environ.get("RECPOD_IMAGE") == "cuda"
+        missing = options.device.startswith("cuda") or (options.device != "cpu" and (with_gpu or in_cuda_image))
         found = "there, but nvidia-smi does not answer" if with_gpu else "none"
-        yield line("GPU", "fail" if missing else "ok", found, "check the driver, or use device cpu")
+        remedy = "docker run --gpus all" if in_cuda_image and not with_gpu else "check the driver"
+        yield line("GPU", "fail" if missing else "ok", found, f"{remedy}, or use device cpu")
         return
     yield Check("NVIDIA driver", "ok", shown[0].driver)
     for index, gpu in enumerate(shown):

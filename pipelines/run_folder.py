@@ -19,8 +19,11 @@ ROOT = Path(__file__).resolve().parent.parent
 _DECISIVE = (
     "models/**/*.py",
     "pipelines/data/**/*.py",
-    *(f"pipelines/training/{name}.py" for name in ("trainer", "optimizers", "checkpoint", "guards")),
-    *(f"pipelines/evaluation/{name}.py" for name in ("evaluator", "ranking", "protocols")),
+    *(
+        f"pipelines/training/{name}.py"
+        for name in ("trainer", "state", "distributed", "optimizers", "checkpoint", "guards")
+    ),
+    *(f"pipelines/evaluation/{name}.py" for name in ("evaluator", "ranking", "protocols", "sampled", "baselines")),
     *(f"pipelines/{name}.py" for name in ("stages", "gates", "config")),
 )
 

@@ -70,6 +70,7 @@ def run(config: RunConfig, choices: RunChoices, console: Console) -> int:
         world.in_turn(lambda: check_machine(config, console) if world.local_rank == 0 else None)
     with session(config, choices, console) as here:
         task, state = here.train()
+        console.print(f"training ended: {state.finished}")
         metrics = stages.evaluate_run(config, here.prepared, task, state, here.folder)
         here.log.summary({f"test/{key}": value for key, value in metrics["test"].items()})
     return world.on_first(lambda: finish(config, here.folder, metrics, console))

@@ -20,7 +20,6 @@ import torch
 
 from models.losses import PopularitySampler
 from models.losses.gradients import compute_dtype
-from models.popularity import Popularity
 from models.registry import build_model
 from models.tasks import Retrieval
 from pipelines.config import RunConfig
@@ -30,8 +29,10 @@ from pipelines.data.loader import cut_windows
 from pipelines.data.splits import Split, make_split
 from pipelines.data.store import SequenceStore
 from pipelines.errors import ConfigError, MachineError, RunError
+from pipelines.evaluation.baselines import baselines as make_baselines
 from pipelines.evaluation.evaluator import Evaluation, evaluate, shuffle_ties, write_ranks
 from pipelines.evaluation.protocols import Protocol, get_protocol
+from pipelines.evaluation.ranking import EvaluatedTask
 from pipelines.evaluation.significance import intervals
 from pipelines.gates import apply_gates, gate_terms
 from pipelines.run_folder import RunFolder, code_digest, read_json, write_json
@@ -178,7 +179,15 @@ def train(
     )
     if resume is not None:
         trainer.restore(resume)
-    state = trainer.run()
+    try:
+        state = trainer.run()
+    except torch.OutOfMemoryError as error:
+        raise MachineError(
+            "the GPU's memory does not hold a training step",
+            where="loader",
+            fix="set a smaller loader.rows_per_batch or loader.tokens_per_batch and begin anew with --resume never; "
+            "`recpod estimate` says what fits",
+        ) from error
     load_best(task, folder.checkpoints, state, this_world())
     return task, state
 
@@ -191,7 +200,7 @@ def run_identity(config: RunConfig, prepared: Prepared) -> str:
 def ask(
     config: RunConfig,
     prepared: Prepared,
-    task: Retrieval | Popularity,
+    task: EvaluatedTask,
     part: str,
     *,
     protocol: Protocol | None = None,
@@ -259,9 +268,9 @@ def evaluate_run(
     best = checkpoint_path(folder.checkpoints, state.best_step)
     provenance: list[dict[str, str]] = world.on_first(lambda: load_checkpoint(best).get("provenance", []))
     started = time.perf_counter()
-    popular = Popularity(torch.from_numpy(training_counts(prepared)))
+    tasks = make_baselines(prepared.store, prepared.split)
     valid, test = (ask(config, prepared, task, part) for part in ("valid", "test"))
-    baselines = {"popularity": ask(config, prepared, popular, "test").metrics}
+    baselines = {name: ask(config, prepared, one, "test").metrics for name, one in tasks.items()}
     metrics = {
         "protocol": prepared.protocol.describe(
             prepared.store,
@@ -276,7 +285,7 @@ def evaluate_run(
         "test": test.metrics,
         "intervals": {"test": intervals(test.ranks, test.metrics)},
         "baselines": baselines,
-        "also": _asked_otherwise(config, prepared, task, popular),
+        "also": _asked_otherwise(config, prepared, task, tasks["popularity"]),
         "gate": apply_gates(config.gates, test.metrics, baselines),
         "training": {
             "epochs": state.epoch,
@@ -305,7 +314,7 @@ def evaluate_run(
 
 
 def _asked_otherwise(
-    config: RunConfig, prepared: Prepared, task: Retrieval, popular: Popularity
+    config: RunConfig, prepared: Prepared, task: Retrieval, popular: EvaluatedTask
 ) -> dict[str, Mapping[str, Any]]:
     """The same checkpoint under the recipe's further protocols and controls."""
     also = {name: _also(config, prepared, task, popular, name) for name in config.evaluation.also}
@@ -316,7 +325,9 @@ def _asked_otherwise(
     return also
 
 
-def _also(config: RunConfig, prepared: Prepared, task: Retrieval, popular: Popularity, name: str) -> Mapping[str, Any]:
+def _also(
+    config: RunConfig, prepared: Prepared, task: Retrieval, popular: EvaluatedTask, name: str
+) -> Mapping[str, Any]:
     protocol = protocol_of(config, name)
     return {
         "test": ask(config, prepared, task, "test", protocol=protocol).metrics,

@@ -12,7 +12,6 @@ of the input, gradient of the weight. Tests hold the counts against ``torch.util
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,57 +22,12 @@ from models.losses.gradients import cpu_multiplies_bfloat16, product_rows, token
 from models.ss4rec import SS4RecOptions
 from pipelines.config import RunConfig
 from pipelines.errors import ConfigError, nearest
+from pipelines.estimate.attention_layers import sasrec_layers, tisasrec_layers
+from pipelines.estimate.layer_work import CountLayers, Formats, LayerWork
 
 PASSES = 5  # over what is kept: written and read forward, read again backward, its gradient written and read
 LOSS_PASSES = 6  # over a chunk of logits: written, exponentiated (2), summed, read by two products
 WEIGHT_PASSES = 7  # of an update over weight, gradient and two moments: read four, write three
-
-
-@dataclass(frozen=True)
-class Formats:
-    """Number formats and kernels of a device, as far as memory and speed depend on them.
-
-    Attributes:
-        device: ``cpu`` or ``cuda``.
-        narrow: bytes of a number in the layers' matrix products: 2 under autocast, else 4.
-        loss: bytes of a number in the loss' matrix products.
-    """
-
-    device: str
-    narrow: int
-    loss: int
-
-    @property
-    def scan_chunk(self) -> int:
-        """Tokens between two states that the selective scan keeps: its kernels' own constants (a test compares)."""
-        return 32 if self.device == "cpu" else 8
-
-
-@dataclass(frozen=True)
-class LayerWork:
-    """What the layers cost a token, the loss apart.
-
-    Attributes:
-        parameters: all but the item table's.
-        product_flops: matrix products of one forward pass.
-        scan_flops: arithmetic of scans and convolutions of one forward pass, elementwise.
-        saved: bytes kept for the backward pass.
-        saved_row: bytes more for each row.
-        encode: bytes alive at the widest point of a forward pass without gradients.
-        backward: bytes that the backward pass adds at its widest point to what is then still kept; may be negative.
-        backward_row: bytes more for each row.
-        backward_fixed: bytes more whatever the batch.
-    """
-
-    parameters: int
-    product_flops: float
-    scan_flops: float
-    saved: float
-    saved_row: float
-    encode: float
-    backward: float
-    backward_row: float
-    backward_fixed: float
 
 
 def ss4rec_layers(options: SS4RecOptions, shared_length: float, formats: Formats) -> LayerWork:
@@ -142,8 +96,7 @@ def _backward(options: SS4RecOptions, formats: Formats, mamba: bool) -> dict[str
     return {"backward": grown - gone, "backward_row": parameters, "backward_fixed": 0.0}
 
 
-CountLayers = Callable[[Any, float, Formats], LayerWork]
-LAYERS: dict[str, CountLayers] = {"ss4rec": ss4rec_layers}
+LAYERS: dict[str, CountLayers] = {"ss4rec": ss4rec_layers, "sasrec": sasrec_layers, "tisasrec": tisasrec_layers}
 
 
 @dataclass(frozen=True)
@@ -168,8 +121,8 @@ class Work:
 
     @property
     def layer_flops(self) -> float:
-        """Of a target in training: products and scans, forward and twice that backward."""
-        return 3.0 * (self.layers.product_flops + self.layers.scan_flops)
+        """Of a target in training: products and scans, forward and twice that backward, and attention."""
+        return 3.0 * (self.layers.product_flops + self.layers.scan_flops) + self.layers.attention_flops
 
     @property
     def loss_flops(self) -> float:
@@ -197,7 +150,7 @@ class Work:
     def moved(self, targets_a_step: float) -> float:
         """Bytes of a target in training that pass through memory, with its share of the update of all weights."""
         logits = LOSS_PASSES * self.formats.loss * self.candidates
-        return PASSES * self.layers.saved + logits + WEIGHT_PASSES * 4.0 * self.parameters / targets_a_step
+        return PASSES * self.layers.saved + self.layers.streamed + logits + WEIGHT_PASSES * 4.0 * self.parameters / targets_a_step
 
 
 def negatives(loss: LossOptions) -> int:

@@ -16,15 +16,16 @@ import torch
 from torch import Tensor
 
 from models.batch import Jagged, SequenceBatch
-from models.popularity import Popularity
-from models.tasks import Retrieval
 from pipelines.data.loader import evaluation_batches
 from pipelines.data.splits import Queries
 from pipelines.data.store import SequenceStore
 from pipelines.errors import DataError
 from pipelines.evaluation.protocols import Protocol
-from pipelines.evaluation.ranking import NonFiniteScoreError, count_ranks, metrics_from_ranks
+from pipelines.evaluation.ranking import EvaluatedTask, NonFiniteScoreError, count_ranks, metrics_from_ranks
+from pipelines.evaluation.sampled import count_sampled_ranks, draw_negatives
 from pipelines.training.distributed import World
+
+Observe = Callable[[EvaluatedTask, Tensor, Jagged | None], None]
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Evaluation:
 
 
 def evaluate(
-    task: Retrieval | Popularity,
+    task: EvaluatedTask,
     store: SequenceStore,
     queries: Queries,
     *,
@@ -58,6 +59,7 @@ def evaluate(
     queries_per_ranking: int = 8192,
     between_batches: Callable[[], None] | None = None,
     world: World | None = None,
+    observe: Observe | None = None,
 ) -> Evaluation:
     """Rank every query's target among the whole catalogue.
 
@@ -73,6 +75,8 @@ def evaluate(
             states and histories of all users are never held at once.
         between_batches: called after each encoder batch; it may raise to break off.
         world: the processes that share the queries out; each gets the whole answer.
+        observe: called with the task, some states and what their users have seen (None where nothing is masked)
+            before they are ranked; of several processes each observes its own share.
 
     Raises:
         DataError: no queries, one without history, or a task made for another catalogue.
@@ -86,7 +90,7 @@ def evaluate(
     def rank_share() -> tuple[np.ndarray, float, float]:
         batches = evaluation_batches(store, share, max_length=max_length, tokens_per_batch=tokens_per_batch)
         encoded = _encoded(task, batches, queries_per_ranking, device, between_batches)
-        return _ranks(task, store, share, encoded, protocol.mask_seen, device)
+        return _ranks(task, store, share, encoded, protocol, device, observe)
 
     training = task.training
     task.eval()
@@ -102,7 +106,7 @@ def evaluate(
     return Evaluation(ranks, metrics, encode_seconds, rank_seconds, len(queries))
 
 
-def _check(task: Retrieval | Popularity, store: SequenceStore, queries: Queries) -> None:
+def _check(task: EvaluatedTask, store: SequenceStore, queries: Queries) -> None:
     if not len(queries):
         raise DataError("there are no queries to evaluate", where=str(store.path))
     if task.num_items != store.num_items:
@@ -124,7 +128,7 @@ def _now(device: torch.device) -> float:
 
 
 def _encoded(
-    task: Retrieval | Popularity,
+    task: EvaluatedTask,
     batches: Iterable[tuple[np.ndarray, SequenceBatch]],
     wanted: int,
     device: torch.device,
@@ -147,12 +151,13 @@ def _encoded(
 
 
 def _ranks(
-    task: Retrieval | Popularity,
+    task: EvaluatedTask,
     store: SequenceStore,
     queries: Queries,
     encoded: Iterable[tuple[np.ndarray, Tensor]],
-    mask_seen: bool,
+    protocol: Protocol,
     device: torch.device,
+    observe: Observe | None,
 ) -> tuple[np.ndarray, float, float]:
     """The rank of each query's target, seconds in the encoder and seconds for ranking."""
     ranks = np.zeros(len(queries), dtype=np.int64)
@@ -161,7 +166,7 @@ def _ranks(
     for positions, states in encoded:
         ready = _now(device)
         some = Queries(queries.user[positions], queries.end[positions])
-        ranks[positions] = _rank(task, store, some, states, mask_seen)
+        ranks[positions] = _rank(task, store, some, states, protocol, observe)
         encode_seconds += ready - started
         started = time.perf_counter()
         rank_seconds += started - ready
@@ -169,12 +174,24 @@ def _ranks(
 
 
 def _rank(
-    task: Retrieval | Popularity, store: SequenceStore, queries: Queries, states: Tensor, mask_seen: bool
+    task: EvaluatedTask,
+    store: SequenceStore,
+    queries: Queries,
+    states: Tensor,
+    protocol: Protocol,
+    observe: Observe | None,
 ) -> np.ndarray:
     targets = torch.from_numpy(store.items[queries.end].astype(np.int64)).to(states.device)
-    seen = histories(store, queries, states.device) if mask_seen else None
+    seen = histories(store, queries, states.device) if protocol.mask_seen else None
     try:
-        return count_ranks(task, states, targets, seen).cpu().numpy()
+        if observe is not None:
+            observe(task, states, seen)
+        if protocol.negatives is None or seen is None:
+            return count_ranks(task, states, targets, seen).cpu().numpy()
+        negatives = draw_negatives(
+            seen, targets, queries.end, task.num_items, protocol.negatives, seed=protocol.sample_seed
+        )
+        return count_sampled_ranks(task, states, targets, negatives).cpu().numpy()
     except NonFiniteScoreError as error:
         user = store.user_ids()[queries.user[int(error.queries[0])]]
         raise NonFiniteScoreError(error.queries, error.total, first=f"user {user}") from None

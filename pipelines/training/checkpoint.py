@@ -25,10 +25,15 @@ _NAME = re.compile(r"step-(\d+)$")
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
-    """The steps that have a checkpoint in ``folder``, oldest first."""
+    """The steps that have a whole checkpoint in ``folder``, oldest first.
+
+    A bucket mounted as a folder renames file by file: a machine that goes away meanwhile leaves a part of one, without
+    the manifest, which is written last.
+    """
     if not folder.is_dir():
         return []
-    return sorted(int(match[1]) for path in folder.iterdir() if (match := _NAME.match(path.name)))
+    names = (path.name for path in folder.iterdir() if (path / "manifest.json").is_file())
+    return sorted(int(match[1]) for name in names if (match := _NAME.match(name)))
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:

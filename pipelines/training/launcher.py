@@ -140,8 +140,9 @@ class Launch:
 
     def run(self) -> int:
         """The workers' code; 75 when a signal ended them before they had one; else torchrun's."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._stop)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup stays in force
+                signal.signal(number, self._stop)
         # In a session of its own: from a terminal, a Ctrl-C would reach it a second time.
         self.agent = subprocess.Popen(self.command, env=self.variables, start_new_session=True)
         if self.stopped:  # a signal came before there was anybody to pass it on to

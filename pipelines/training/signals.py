@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: what a scheduler or a person sends before it takes the machine away."""
+"""SIGTERM, SIGINT and SIGHUP: what a scheduler, a person or a lost terminal sends before the machine goes away."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import contextlib
 import signal
 from collections.abc import Iterator
 from types import FrameType, TracebackType
+
+_STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Interrupted(Exception):
@@ -15,7 +17,7 @@ class Interrupted(Exception):
 
 
 class StopSignal:
-    """Turns SIGTERM and SIGINT into :class:`Interrupted`, at once or when the training loop next looks.
+    """Turns SIGTERM, SIGINT and SIGHUP into :class:`Interrupted`, at once or when the training loop next looks.
 
     Outside :meth:`deferred` a signal raises at once: there is nothing to save. Inside it the first signal only sets
     ``requested``, so that the loop can finish its step and write a checkpoint; a second one raises at once.
@@ -32,7 +34,9 @@ class StopSignal:
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> StopSignal:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in _STOPS:
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue  # nohup: the terminal may go
             self._previous[number] = previous = signal.signal(number, self._handle)
             outer = getattr(previous, "__self__", None)
             if isinstance(outer, StopSignal):  # a request that nobody has acted on yet stays one

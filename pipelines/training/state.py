@@ -100,6 +100,10 @@ def load_best(task: nn.Module, checkpoints: Path, state: TrainState, world: Worl
         RunError: training ended before its first validation.
     """
     if state.best_step < 0:
-        raise RunError("training ended before its first validation", where=str(checkpoints), fix="allow it more time")
+        raise RunError(
+            "training ended before its first validation",
+            where=str(checkpoints),
+            fix="allow it more: --max-hours, --max-cost or training.epochs",
+        )
     path = checkpoint_path(checkpoints, state.best_step)
     task.load_state_dict((world or World()).on_first(lambda: load_checkpoint(path)["model"]))

@@ -30,6 +30,12 @@ def test_every_recipe_resolves_and_reads_itself_back(name: str, tmp_path: Path) 
     assert config.identity() == again.identity()
 
 
+def test_a_history_longer_than_the_model_s_positions_is_refused_before_training() -> None:
+    with pytest.raises(ConfigError, match=r"300 items for a model with 200 positions. set model.max_length=300"):
+        load_config("sasrec-ml1m", ["loader.max_length=300"])
+    assert load_config("sasrec-ml1m", ["loader.max_length=300", "model.max_length=300"]).loader.max_length == 300
+
+
 @pytest.mark.parametrize("path", sorted((CONFIGS / "models").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_model_file_builds_its_model(path: Path) -> None:
     from models.registry import build_model

@@ -64,7 +64,8 @@ def test_this_machine_passes(tmp_path: Path) -> None:
 def test_json_holds_every_check_and_never_the_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "secret-key-of-somebody")
     printed = console()
-    code = preflight.print_preflight(PreflightOptions(device="cpu", folder=tmp_path), printed, as_json=True)
+    checks = run_preflight(PreflightOptions(device="cpu", folder=tmp_path))
+    code = preflight.print_checks(checks, printed, as_json=True)
     text = printed.file.getvalue()  # type: ignore[attr-defined]
     result = json.loads(text)
     assert result["exit_code"] == code == 0
@@ -80,6 +81,15 @@ def test_a_gpu_that_is_asked_for_must_be_there(tmp_path: Path) -> None:
         preflight.require_preflight(options, console())
     assert failure.value.exit_code == 2
     assert "\n" not in str(failure.value)
+
+
+@pytest.mark.parametrize(("device", "expected"), [("auto", "fail"), ("cuda:0", "fail"), ("cpu", "ok")])
+def test_the_cuda_image_wants_a_gpu_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, device: str, expected: str
+) -> None:
+    monkeypatch.setenv("RECPOD_IMAGE", "cuda")
+    (check,) = preflight.check_gpus([], PreflightOptions(device=device), with_gpu=False)
+    assert (check.verdict, "--gpus all" in check.remedy) == (expected, expected == "fail")
 
 
 @pytest.mark.usefixtures("no_gpu")

@@ -153,7 +153,6 @@ def test_the_card_says_what_the_numbers_are_good_for(make_store) -> None:  # typ
         Protocol("odd", "leave-one-out", mask_seen=False, negatives=5)
 
 
-@pytest.mark.xfail(strict=True, reason="evaluator._rank does not read protocol.negatives yet: it would rank in full")
 def test_the_evaluator_ranks_among_the_negatives_of_the_protocol(make_store) -> None:  # type: ignore[no-untyped-def]
     from pipelines.data.splits import make_split
     from pipelines.evaluation.evaluator import evaluate, histories

@@ -60,6 +60,16 @@ def test_a_full_disk_leaves_the_previous_checkpoint(
     assert torch.equal(load_checkpoint(checkpoint_path(tmp_path, 1))["x"], torch.ones(3))
 
 
+def test_a_checkpoint_without_its_manifest_is_none(tmp_path: Path) -> None:
+    """What a bucket that renames file by file holds when the machine goes away meanwhile."""
+    for step in (1, 2):
+        save_checkpoint(tmp_path, step, {"x": 1})
+    (tmp_path / "step-2" / "manifest.json").unlink()
+    assert checkpoint_steps(tmp_path) == [1]
+    save_checkpoint(tmp_path, 2, {"x": 2})
+    assert checkpoint_steps(tmp_path) == [1, 2] and load_checkpoint(checkpoint_path(tmp_path, 2)) == {"x": 2}
+
+
 def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     for step in (5, 10, 100, 20):
         save_checkpoint(tmp_path, step, {})

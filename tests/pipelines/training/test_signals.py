@@ -46,3 +46,17 @@ def test_a_request_that_nobody_acted_on_is_handed_down() -> None:
             assert inner.requested and current_stop() is inner
         assert current_stop() is outer
     assert not current_stop().requested
+
+
+def test_a_lost_terminal_saves_too_unless_nohup_was_asked_for() -> None:
+    with StopSignal() as stop, stop.deferred():
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.requested
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignal() as stop, stop.deferred():
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.requested
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
