@@ -20,6 +20,7 @@ Recipe (one of; without any: --quickstart):
   --config FILE          a YAML file of this project, or of RecBole
   --model NAME           train this model (with a recipe: instead of the recipe's)
   --dataset NAME         train on this dataset, or interactions file (with a recipe: instead of the recipe's)
+  --engine NAME          recpod, or recbole: train a model of RecBole's on the same data (its name: engine.model)
 
 Options:
   --set KEY=VALUE        change one value of the configuration, such as training.epochs=5; may be given several times
@@ -30,7 +31,7 @@ Options:
   --max-cost USD         stop, saved, when the run has cost so much, the pod's time before it included; needs the price
   --price-per-hour USD   what the machine costs
   --force                run although the recipe before has not passed its gate
-  --dry-run              say what would run, and run nothing
+  --dry-run              say what would run, and run nothing (the environment is set up if it is not yet)
   --no-setup             use the current Python as it is, install nothing
   --help                 this text
 

@@ -33,7 +33,7 @@ main() {
 run_lint() {
   "$VENV/bin/ruff" check .
   "$VENV/bin/ruff" format --check --quiet . || die "not formatted: run $VENV/bin/ruff format"
-  "$VENV/bin/shellcheck" --external-sources runpod_entrypoint.sh entrypoints/*.sh .ci/run
+  "$VENV/bin/shellcheck" --external-sources runpod_entrypoint.sh entrypoints/*.sh docker/*.sh tests/containers/*.sh .ci/run
   "$VENV/bin/mypy"
 }
 

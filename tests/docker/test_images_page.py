@@ -98,7 +98,7 @@ def test_pins_that_are_named_exist() -> None:
 
 
 def test_the_grace_period_is_the_front_door_s() -> None:
-    assert "RECPOD_GRACE_SECONDS" in helped("runpod_entrypoint.sh") and "8 in a container" in helped(
+    assert "RECPOD_GRACE_SECONDS" in helped("runpod_entrypoint.sh") and "7 in a container" in helped(
         "runpod_entrypoint.sh"
     )
-    assert "`RECPOD_GRACE_SECONDS` (8)" in PAGE
+    assert "`RECPOD_GRACE_SECONDS` (7)" in PAGE

@@ -28,6 +28,13 @@ RECIPES = (
     ["loader.rows_per_batch=32", "model.loss.name=sampled_softmax", "model.loss.num_negatives=512"],
     ["loader.rows_per_batch=32", "model.loss.name=bpr", "model.loss.num_negatives=4"],
     ["loader.rows_per_batch=1", "model.hidden=128", "model.d_state=4", "model.layers=1"],  # the table is the most
+    ["loader.rows_per_batch=32", "model=sasrec"],
+    ["loader.rows_per_batch=16", "model=sasrec", "model.feed_forward=256", "model.norm=pre", "model.activation=swiglu"],
+    ["loader.batch=tokens", "loader.tokens_per_batch=9000", "model=sasrec", "model.mhc=true"],
+    ["loader.rows_per_batch=16", "model=sasrec-mhc", "model.mhc_expansion_rate=2", "model.norm=query"],
+    ["loader.rows_per_batch=32", "model=tisasrec"],
+    ["loader.rows_per_batch=32", "model=tisasrec", "model.dropout=0", "model.norm=post", "model.blocks=1"],
+    ["loader.rows_per_batch=16", "model=tisasrec-mhc"],
 )
 
 
@@ -42,7 +49,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model_of(config: RunConfig, store: SequenceStore) -> tuple[Volume, MemoryModel]:
     volume = from_store(config, store)
     formats = formats_of(config, "cpu")
-    work = find_work("ss4rec", config.model_options(), volume.items, volume.shared_length, formats)
+    work = find_work(config.model["name"], config.model_options(), volume.items, volume.shared_length, formats)
     return volume, MemoryModel(config, volume, work)
 
 
@@ -76,7 +83,18 @@ def test_the_peak_of_training_is_that_of_real_updates(sets: list[str], data: Pat
     assert memory.training_peak(batch.num_rows, batch.num_tokens) == pytest.approx(measured, rel=TOLERANCE)
 
 
-@pytest.mark.parametrize("sets", [[], ["model.layers=1", "model.use_mamba=false"]], ids=["both", "s5"])
+ASKED = (
+    [],
+    ["model.layers=1", "model.use_mamba=false"],
+    ["model=sasrec"],
+    ["model=sasrec", "model.feed_forward=256", "model.norm=pre"],
+    ["model=sasrec-mhc"],
+    ["model=tisasrec"],
+    ["model=tisasrec-mhc"],
+)
+
+
+@pytest.mark.parametrize("sets", ASKED, ids=" ".join)
 def test_the_peak_of_validation_is_that_of_a_real_one(sets: list[str], data: Path) -> None:
     """Never less than measured, at most 40% more: ranking's small tensors are counted roughly."""
     config = load_config("quickstart", [f"dataset.cache={data}", *sets])
