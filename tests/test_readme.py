@@ -13,19 +13,18 @@ import yaml
 
 from pipelines.cli import main
 from pipelines.config import load_config, recipes
+from pipelines.pod import flags
+from pipelines.pod.checks import check_names
 from pipelines.run_folder import ROOT
+from pipelines.training import launcher
+from tests.page_commands import check_command, page_commands
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def commands() -> list[str]:
     """The lines of all bash blocks, without comments."""
-    lines = [
-        line.partition("#")[0].strip()
-        for block in re.findall(r"```bash\n(.*?)```", README, re.S)
-        for line in block.splitlines()
-    ]
-    return [line for line in lines if line]
+    return page_commands(README)
 
 
 def cli(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
@@ -43,14 +42,49 @@ def test_the_two_commands_come_first() -> None:
 def test_front_door_commands_resolve(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The supervisor takes flags and names, and training says what it would do with its part of them."""
     monkeypatch.chdir(ROOT)
-    flags = [flag for flag in shlex.split(command)[1:] if flag != "--dry-run"]
-    code, out = cli(capsys, "runbook", *flags, "--dry-run")
+    asked = flags.parse(shlex.split(command)[1:])
+    check_names(asked)
+    code, out = cli(capsys, "runbook", *asked.training, "--dry-run")
     assert code == 0, out
     assert "dry run of" in out
 
 
-@pytest.mark.parametrize("command", ["./runpod_entrypoint.sh --help", "./entrypoints/test.sh --help"])
+def test_launched_commands_resolve(capsys: pytest.CaptureFixture[str]) -> None:
+    (command,) = [shlex.split(line) for line in commands() if line.startswith("./entrypoints/launch.sh")]
+    asked = launcher.parse(command[1:])
+    assert asked.processes == 2
+    code, out = cli(capsys, *asked.command, "--dry-run")
+    assert code == 0 and "dry run of" in out, out
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c.startswith("docker/build.sh")])
+def test_builds_are_understood(command: str) -> None:
+    done = subprocess.run([*shlex.split(command), "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[:2] == ["docker", "build"]
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c.startswith("docker ")])
+def test_container_commands_are_understood(command: str) -> None:
+    """tests/containers runs their like in the image itself."""
+    check_command(command)
+
+
+def test_every_command_is_tested() -> None:
+    known = ("./runpod_entrypoint.sh", "./entrypoints/", "docker/build.sh", "docker ", "recpod ")
+    assert [command for command in commands() if not command.startswith(known)] == []
+
+
+def test_links_lead_somewhere() -> None:
+    links = re.findall(r"\]\(((?!http)[^)#]+)\)", README)
+    assert {"docs/runbook.md", "docs/images.md", "docs/gpu-matrix.md", "docs/cloud.md"} <= set(links)
+    assert [link for link in links if not (ROOT / link).is_file()] == []
+
+
+@pytest.mark.parametrize(
+    "command", [f"./{name}.sh --help" for name in ("runpod_entrypoint", "entrypoints/test", "entrypoints/launch")]
+)
 def test_scripts_answer_before_any_set_up(command: str, tmp_path: Path) -> None:
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "RECPOD_VENV": str(tmp_path / "none")}
     done = subprocess.run(shlex.split(command), cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
@@ -71,6 +105,7 @@ def test_recpod_commands_run_on_a_tiny_recipe(
     verbs = [shlex.split(command)[1:] for command in commands() if command.startswith("recpod")]
     assert {verb[0] for verb in verbs} >= {
         "preflight",
+        "estimate",
         "fetch",
         "prepare",
         "train",
@@ -89,7 +124,18 @@ def test_the_console_script_is_the_module() -> None:
     shown = subprocess.run(
         [sys.executable, "-m", "pipelines", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    for verb in ("runbook", "run", "preflight", "fetch", "prepare", "train", "evaluate", "report", "config"):
+    for verb in (
+        "runbook",
+        "run",
+        "preflight",
+        "fetch",
+        "prepare",
+        "train",
+        "evaluate",
+        "report",
+        "estimate",
+        "config",
+    ):
         assert verb in shown.stdout
 
 
@@ -114,5 +160,5 @@ def test_the_recipe_table_says_what_the_recipes_say() -> None:
     assert set(rows) == set(recipes()) - {"train"}
     for name, row in rows.items():
         for gate in load_config(name).gates:
-            number = f"{gate.above:.2f}".lstrip("0") if gate.above is not None else f"{gate.times_popularity:g}"
+            number = f"{gate.above:g}".lstrip("0") if gate.above is not None else f"{gate.times_popularity:g}"
             assert number in row or "as `ml20m`" in row, (name, gate)
