@@ -26,9 +26,10 @@ from typing import NamedTuple
 from pipelines.config import RunConfig
 from pipelines.config_files import CONFIGS
 from pipelines.estimate.devices import Device, find_device
+from pipelines.estimate.layer_work import Formats
 from pipelines.estimate.throughput import Measurement, Throughput
 from pipelines.estimate.volume import Volume
-from pipelines.estimate.work import Formats, Work, find_work
+from pipelines.estimate.work import Work, find_work
 
 FLOAT32_SHARE = 16  # a GPU's float32 products against its bfloat16 ones: A100's data sheet; others lose less
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,52 @@ class Formats:
 
 
 @dataclass(frozen=True)
+class Rectangles:
+    """Interval attention's working memory: some rows at a time, forward and once more in the backward pass.
+
+    Attributes:
+        numbers: of the largest tensor, unless one row needs more.
+        heads: of attention.
+        buckets: intervals told apart.
+        width: of all heads.
+        drops: whether weights are dropped in training.
+        share: of 4 bytes that a number takes in training.
+        held: bytes a token alive beside them without gradients.
+        beside: bytes a token that the rest of the backward pass adds meanwhile to what is then still kept.
+    """
+
+    numbers: int
+    heads: int
+    buckets: int
+    width: int
+    drops: bool
+    share: float
+    held: float
+    beside: float
+
+    def _bytes(self, tokens: int, longest: int) -> tuple[float, float, float, float]:
+        """Of a tensor by bucket, one by pair, gathered tokens, and gathered interval vectors."""
+        at_a_time = max(1, self.numbers // (self.heads * longest * max(longest, self.buckets)))
+        rows = min(at_a_time, math.ceil(tokens / longest))
+        places = 4.0 * rows * longest
+        by_token = places * self.heads
+        return by_token * self.buckets, by_token * longest, places * self.width, 4.0 * rows * self.buckets * self.width
+
+    def encode(self, tokens: int, longest: int) -> float:
+        """Bytes without gradients: buckets, then scores or weights, with the intervals (int64) and q, k, v."""
+        by_bucket, by_pair, gathered, _ = self._bytes(tokens, longest)
+        intervals = 2 * by_pair / self.heads
+        return self.held * tokens + max(3 * by_bucket + 2 * by_pair, by_bucket + 4 * by_pair) + 3 * gathered + intervals
+
+    def backward(self, tokens: int, longest: int) -> float:
+        """Bytes that the backward pass adds while it computes rectangles again: at their end, or in their gradients."""
+        by_bucket, by_pair, gathered, values = self._bytes(tokens, longest)
+        end = 3 * by_bucket + (4 if self.drops else 2) * by_pair + 3 * gathered
+        gradients = 4 * by_bucket + 2 * by_pair + 2 * values + 2 * gathered
+        return self.beside * tokens + self.share * max(end, gradients)
+
+
+@dataclass(frozen=True)
 class LayerWork:
     """What the layers cost a token, the loss apart.
 
@@ -46,7 +93,7 @@ class LayerWork:
         saved_pair: bytes kept for each pair of tokens of a row (``l^2`` of a row of ``l``).
         saved_fixed: bytes kept whatever the batch.
         streamed: bytes that a token moves besides what is kept for it alone, forward and backward.
-        encode_fixed: bytes of the widest point without gradients, whatever the batch.
+        rectangles: what lives for a few rows at a time, see :class:`Rectangles`.
     """
 
     parameters: int
@@ -62,7 +109,7 @@ class LayerWork:
     saved_pair: float = 0.0
     saved_fixed: float = 0.0
     streamed: float = 0.0
-    encode_fixed: float = 0.0
+    rectangles: Rectangles | None = None
 
 
 CountLayers = Callable[[Any, float, Formats], LayerWork]

@@ -114,7 +114,11 @@ class MemoryModel:
 
     def activations(self, rows: int, tokens: int) -> int:
         """Bytes kept for the backward pass."""
-        return math.ceil(self.work.layers.saved * tokens + self.work.layers.saved_row * rows)
+        layers = self.work.layers
+        pairs = tokens * self.volume.longest  # no token shares its row with more
+        return math.ceil(
+            layers.saved * tokens + layers.saved_row * rows + layers.saved_pair * pairs + layers.saved_fixed
+        )
 
     def batch(self, rows: int, tokens: int) -> int:
         """Bytes of a batch and of the tables that lie beside it."""
@@ -130,6 +134,8 @@ class MemoryModel:
         kept = self.activations(rows, tokens)
         forward = kept + 4 * self.work.hidden * tokens + loss.computing
         grown = layers.backward * tokens + layers.backward_row * rows + layers.backward_fixed
+        if layers.rectangles is not None:
+            grown = max(grown, layers.rectangles.backward(tokens, self.volume.longest))
         # the gradient of the states is used up when the last layer's own are there
         backward = kept + loss.left - 4 * self.work.hidden * tokens + math.ceil(grown)
         end = self.weights + 2 * table
@@ -139,7 +145,10 @@ class MemoryModel:
         """Bytes at the peak of a validation pass; its queries are not dealt to devices in this count."""
         volume, cuda = self.volume, self.work.formats.device == "cuda"
         tokens = min(volume.query_tokens, tokens_per_batch + volume.longest)
-        encode = (self.work.layers.encode + BATCH_BYTES) * tokens
+        layers = self.work.layers
+        encode = layers.encode * tokens
+        if layers.rectangles is not None:
+            encode = max(encode, layers.rectangles.encode(tokens, self.config.loader.max_length))
         together = min(volume.queries, RANKED_TOGETHER + tokens)
         queries, items = (4096, 64 * _LANE) if cuda else (1024, 16 * _LANE)
         cells = min(queries, together) * min(items, volume.items)
@@ -147,7 +156,9 @@ class MemoryModel:
         seen = together * volume.seen / max(volume.queries, 1) * (4 + 8)
         vectors = min(items, volume.items) * (4 + 8) * self.work.hidden
         rank = states + cells * (4 + 1 + 1) + seen + vectors
-        return math.ceil(2 * self.weights + self.optimizer + 12 * volume.items + max(encode, rank))
+        return math.ceil(
+            2 * self.weights + self.optimizer + 12 * volume.items + max(encode + BATCH_BYTES * tokens, rank)
+        )
 
     def limits(self, room: int) -> dict[str, tuple[int, int]]:
         """Each key of the loader that decides a batch: its value, and the largest up to it whose peaks are in ``room``.

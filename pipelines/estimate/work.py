@@ -61,6 +61,7 @@ def ss4rec_layers(options: SS4RecOptions, shared_length: float, formats: Formats
     s5_layers, mamba_layers = options.layers * options.use_s5, options.layers * options.use_mamba
     s5_parameters = 4 * p * h + 3 * p + h + 2 * h
     mamba_parameters = 2 * e * h + e * (options.d_conv + 1) + e * (rank + 2 * n) + (rank + 1) * e + e * n + e + e * h
+    backward, backward_row, backward_fixed = _backward(options, formats, mamba_layers > 0)
     return LayerWork(
         parameters=2 * h * options.input_norm + s5_layers * s5_parameters + mamba_layers * (mamba_parameters + 2 * h),
         product_flops=2.0 * s5_layers * 4 * p * h
@@ -69,12 +70,14 @@ def ss4rec_layers(options: SS4RecOptions, shared_length: float, formats: Formats
         saved=embedding + s5_layers * s5 + mamba_layers * (mamba + kept / formats.scan_chunk),
         saved_row=mamba_layers * kept,
         encode=wide * (1 + (2 * h + 4 * e + rank + 4 * n if mamba_layers else 4 * h + 4 * p)),
-        **_backward(options, formats, mamba_layers > 0),
+        backward=backward,
+        backward_row=backward_row,
+        backward_fixed=backward_fixed,
     )
 
 
-def _backward(options: SS4RecOptions, formats: Formats, mamba: bool) -> dict[str, float]:
-    """The last layer's backward pass is the widest point: everything before it is still kept.
+def _backward(options: SS4RecOptions, formats: Formats, mamba: bool) -> tuple[float, float, float]:
+    """``backward``, ``backward_row``, ``backward_fixed``: the last layer's is the widest point, all before it is kept.
 
     Mamba: gradients of the scan's output, x, step and gate ``E`` each, of B and C ``N`` each, of the residual ``H``;
     gone by then are the norm's input, mask and statistics and ``out_proj``'s input. The CPU's scan adds up the
@@ -85,15 +88,15 @@ def _backward(options: SS4RecOptions, formats: Formats, mamba: bool) -> dict[str
     mask = wide if cpu else 1
     if not mamba:
         gone = (mask + wide) * h + 2 * wide
-        return {"backward": wide * (h + 4 * p) - gone, "backward_row": 0.0, "backward_fixed": 0.0}
+        return wide * (h + 4 * p) - gone, 0.0, 0.0
     gone = (mask + wide) * h + 2 * wide + formats.narrow * e
     parameters = float(wide * e * (n + 2))
     if cpu:
         grown = wide * (4 * e + 2 * n + h)
-        return {"backward": grown - gone, "backward_row": 0.0, "backward_fixed": 64 * parameters}
+        return grown - gone, 0.0, 64 * parameters
     blocks = -(-e * n // 512)  # (state, channel) pairs of a program of the Triton kernel
     grown = wide * (4 * e + 2 * n * blocks + h)
-    return {"backward": grown - gone, "backward_row": parameters, "backward_fixed": 0.0}
+    return grown - gone, parameters, 0.0
 
 
 LAYERS: dict[str, CountLayers] = {"ss4rec": ss4rec_layers, "sasrec": sasrec_layers, "tisasrec": tisasrec_layers}
@@ -150,7 +153,12 @@ class Work:
     def moved(self, targets_a_step: float) -> float:
         """Bytes of a target in training that pass through memory, with its share of the update of all weights."""
         logits = LOSS_PASSES * self.formats.loss * self.candidates
-        return PASSES * self.layers.saved + self.layers.streamed + logits + WEIGHT_PASSES * 4.0 * self.parameters / targets_a_step
+        return (
+            PASSES * self.layers.saved
+            + self.layers.streamed
+            + logits
+            + WEIGHT_PASSES * 4.0 * self.parameters / targets_a_step
+        )
 
 
 def negatives(loss: LossOptions) -> int:

@@ -97,6 +97,20 @@ def test_another_catalogue_is_scaled(config: RunConfig) -> None:
     assert not hours_of(found).measured
 
 
+@pytest.mark.parametrize("model", ["sasrec", "tisasrec-mhc"])
+def test_attention_on_longer_rows_is_scaled_up(tiny: Path, config: RunConfig, model: str) -> None:
+    """Measured on rows of 2 tokens, asked for the recipe's: a target costs more than it did there."""
+    other = tiny_config(tiny, f"model={model}", "model.hidden=16")
+    per_step = find_per_step(other)
+    spans = []
+    for length in (length_of(other), 2.0):
+        entry = measurement(other, targets_per_step=per_step, shared_length=length, items=80, step_overhead_s=0.0)
+        found = hours_of(forecast(other, find_device("A100"), [file_of(this_cpu(), entry)]))
+        assert not found.measured and found.rests_on.endswith("not measured")
+        spans.append(found.training.middle)
+    assert spans[1] > spans[0]
+
+
 def test_scaled_to_itself_nothing_changes(tiny: Path, config: RunConfig) -> None:
     """Blind and aware cost the same: a scaled figure between them is the measured one."""
     blind = tiny_config(tiny, "model.query_time=blind")

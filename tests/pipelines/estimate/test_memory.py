@@ -34,6 +34,7 @@ RECIPES = (
     ["loader.rows_per_batch=16", "model=sasrec-mhc", "model.mhc_expansion_rate=2", "model.norm=query"],
     ["loader.rows_per_batch=32", "model=tisasrec"],
     ["loader.rows_per_batch=32", "model=tisasrec", "model.dropout=0", "model.norm=post", "model.blocks=1"],
+    ["loader.rows_per_batch=2", "model=tisasrec", "model.time_span=20", "training.precision=bfloat16"],
     ["loader.rows_per_batch=16", "model=tisasrec-mhc"],
 )
 

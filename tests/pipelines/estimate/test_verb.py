@@ -55,6 +55,16 @@ def test_a_run_that_does_not_fit_is_an_answer(capsys: pytest.CaptureFixture[str]
     assert "does not fit" in out
 
 
+@pytest.mark.parametrize("model", ["sasrec", "sasrec-mhc", "tisasrec", "tisasrec-mhc"])
+def test_attention_models_are_answered(capsys: pytest.CaptureFixture[str], model: str) -> None:
+    """From published counts; hours are not known as long as no file holds the model, and that is said."""
+    code, out, err = run(capsys, "estimate", "sasrec-ml1m", "--gpu", "A100", "--json", "--set", f"model={model}")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["memory"]["verdict"] == "fits" and found["flops_per_target"] > 1e6
+    assert found["hours"] is None and f"no throughput file holds '{model.split('-')[0]}'" in found["reason"]
+
+
 def test_the_remedy_can_be_taken(capsys: pytest.CaptureFixture[str]) -> None:
     command = ("estimate", "ml20m", "--gpu", "A4000", "--json", "--set")
     code, out, _ = run(capsys, *command, "loader.tokens_per_batch=9000000")

@@ -16,10 +16,11 @@ from pipelines.data.datasets import load_dataset_spec
 from pipelines.data.loader import LoaderOptions, cut_windows, epoch_batches
 from pipelines.data.splits import make_split
 from pipelines.errors import ConfigError
+from pipelines.estimate.layer_work import Formats
 from pipelines.estimate.measure import make_trainer
 from pipelines.estimate.memory import MemoryModel
 from pipelines.estimate.volume import Lengths, find_store, find_volume, from_counts, from_store
-from pipelines.estimate.work import Formats, find_work
+from pipelines.estimate.work import find_work
 from tests.pipelines.conftest import memory_store
 from tests.pipelines.estimate.conftest import tiny_config
 

@@ -20,7 +20,8 @@ from pipelines.config import load_config
 from pipelines.errors import ConfigError
 from pipelines.estimate.devices import find_device
 from pipelines.estimate.forecast import forecast
-from pipelines.estimate.work import LAYERS, Formats, LayerWork, Work, find_work, formats_of, negatives
+from pipelines.estimate.layer_work import Formats, LayerWork
+from pipelines.estimate.work import LAYERS, Work, find_work, formats_of, negatives
 from tests.models.conftest import random_batch
 
 SIZES = (
@@ -128,7 +129,7 @@ def test_negatives_have_the_losses_own_defaults() -> None:
 
 
 def test_only_real_models_are_counted() -> None:
-    assert {"ss4rec"} <= set(LAYERS) <= set(MODELS)
+    assert {"ss4rec", "sasrec", "tisasrec"} <= set(LAYERS) <= set(MODELS)
 
 
 def test_what_is_quadratic_in_length_gets_the_length(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
