@@ -26,7 +26,8 @@ def _uncompiled(kind: type[torch.optim.Adam]) -> type[torch.optim.Adam]:
 
 
 OPTIMIZERS = {"adam": _uncompiled(torch.optim.Adam), "adamw": _uncompiled(torch.optim.AdamW)}
-SCHEDULES = ("constant", "linear", "cosine")
+SCHEDULES = ("constant", "linear", "cosine", "exponential")
+ITEM_TABLE = "item_embedding.weight"  # of every retrieval task
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,15 @@ class OptimizerOptions:
     """Added to the denominator."""
     weight_decay: float = 0.0
     """For weights of two or more dimensions; biases, norms and state-space parameters have none."""
+    item_l2: float = 0.0
+    """Adds ``item_l2`` times the sum of squares of the item table to the mean loss (``adam`` only)."""
     schedule: str = "constant"
-    """After the warm-up: ``constant``, or ``linear`` or ``cosine`` down to ``final_lr_ratio`` at the last epoch."""
+    """After the warm-up: ``constant``; ``linear`` or ``cosine`` down to ``final_lr_ratio`` at the last epoch;
+    ``exponential``: ``lr * decay_rate ** (e / decay_epochs)`` in the ``e``-th whole epoch after the warm-up's."""
+    decay_rate: float = 0.95
+    """What an ``exponential`` schedule multiplies the learning rate with in ``decay_epochs``."""
+    decay_epochs: int = 1000
+    """Epochs in which an ``exponential`` schedule comes down by ``decay_rate``."""
     warmup_steps: int = 0
     """Steps in which the learning rate rises linearly from 0."""
     final_lr_ratio: float = 0.0
@@ -67,20 +75,38 @@ class OptimizerOptions:
         for key, top in (("beta1", 1.0), ("beta2", 1.0), ("final_lr_ratio", 1.0)):
             if not 0 <= getattr(self, key) <= top or (key != "final_lr_ratio" and getattr(self, key) == 1):
                 raise ConfigError(f"{getattr(self, key)} is not between 0 and 1", where=f"optimizer.{key}")
-        for key in ("eps", "weight_decay", "warmup_steps"):
+        for key in ("eps", "weight_decay", "item_l2", "warmup_steps"):
             if not getattr(self, key) >= 0:
                 raise ConfigError(f"{getattr(self, key)} is negative", where=f"optimizer.{key}")
+        if self.item_l2 and self.name != "adam":  # decoupled decay is another function
+            raise ConfigError("only adam adds a penalty to the loss", where="optimizer.item_l2")
+        if not 0 < self.decay_rate <= 1:
+            raise ConfigError(f"{self.decay_rate} is not above 0 and at most 1", where="optimizer.decay_rate")
+        if self.decay_epochs < 1:
+            raise ConfigError(f"{self.decay_epochs} is less than 1", where="optimizer.decay_epochs")
 
 
 def build_optimizer(module: nn.Module, options: OptimizerOptions) -> torch.optim.Optimizer:
-    """The optimiser over ``module``'s parameters, in its fused form (one pass over memory a step)."""
+    """The optimiser over ``module``'s parameters, in its fused form (one pass over memory a step).
+
+    Raises:
+        ConfigError: ``item_l2`` for a module without an item table.
+    """
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
-    for parameter in module.parameters():
+    items: list[nn.Parameter] = []
+    for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             no_decay = parameter.ndim < 2 or getattr(parameter, "no_weight_decay", False)
-            (plain if no_decay else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+            own = items if options.item_l2 and name == ITEM_TABLE else decayed
+            (plain if no_decay else own).append(parameter)
+    if options.item_l2 and not items:
+        raise ConfigError("the model has no item table", where="optimizer.item_l2", fix="set optimizer.item_l2=0")
+    groups = [
+        {"params": decayed, "weight_decay": options.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+        {"params": items, "weight_decay": options.weight_decay + 2 * options.item_l2},  # the gradient of a square
+    ]
     return OPTIMIZERS[options.name](
         [group for group in groups if group["params"]],
         lr=options.lr,
@@ -90,8 +116,8 @@ def build_optimizer(module: nn.Module, options: OptimizerOptions) -> torch.optim
     )
 
 
-def learning_rate(options: OptimizerOptions, step: int, total_steps: int) -> float:
-    """The learning rate of update number ``step`` (from 0) of ``total_steps``.
+def learning_rate(options: OptimizerOptions, step: int, total_steps: int, epoch_steps: int = 1) -> float:
+    """The learning rate of update number ``step`` (from 0) of ``total_steps``, ``epoch_steps`` of them an epoch.
 
     A function of the step alone, so that there is no schedule state to save.
     """
@@ -99,6 +125,9 @@ def learning_rate(options: OptimizerOptions, step: int, total_steps: int) -> flo
         return options.lr * (step + 1) / options.warmup_steps
     if options.schedule == "constant":
         return options.lr
+    if options.schedule == "exponential":
+        epochs = step // epoch_steps - options.warmup_steps // epoch_steps
+        return options.lr * options.decay_rate ** (epochs / options.decay_epochs)
     done = min(1.0, (step - options.warmup_steps) / max(1, total_steps - options.warmup_steps))
     left = 1.0 - done if options.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
     return options.lr * (options.final_lr_ratio + (1.0 - options.final_lr_ratio) * left)

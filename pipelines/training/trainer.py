@@ -149,7 +149,8 @@ class Trainer:
         self.parameters = [p for p in task.parameters() if p.requires_grad]
         self.saved_at, self.clock = time.monotonic(), time.monotonic()
         batches = len(epoch_batches(data.windows, data.loader, seed=data.seed, epoch=0))
-        self.total_steps = options.epochs * -(-batches // options.accumulate)
+        self.epoch_steps = -(-batches // options.accumulate)
+        self.total_steps = options.epochs * self.epoch_steps
         if options.deterministic != torch.are_deterministic_algorithms_enabled():  # the call imports the compiler
             torch.use_deterministic_algorithms(options.deterministic)
         if self.world.size > 1:
@@ -214,8 +215,9 @@ class Trainer:
         Both stay on the device: reading them would make the host wait for every step.
         """
         state = self.state
+        lr = learning_rate(self.optimizer_options, state.step, self.total_steps, self.epoch_steps)
         for parameter_group in self.optimizer.param_groups:
-            parameter_group["lr"] = learning_rate(self.optimizer_options, state.step, self.total_steps)
+            parameter_group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
         total, count = torch.zeros((), device=self.device, dtype=torch.float64), 0
         for number, batch in enumerate(group, start=1):
