@@ -12,6 +12,7 @@ main() {
   if (($# == 0)) || [[ "$1" == -* ]]; then
     exec "$ROOT/entrypoints/runpod.sh" --no-setup "$@"
   fi
+  command -v "$1" >/dev/null || die "'$1' is neither a flag nor a command: a recipe is a flag (--help), or recpod run $1"
   exec "$@"
 }
 

@@ -82,6 +82,7 @@ class PreflightOptions:
         data_needed: a data source that cannot be reached is a failure, not a warning.
         spec: the data as a run has resolved it, in place of ``dataset``.
         cache: where downloads are looked for; None as without a configuration.
+        wandb: W&B will track, so that its key is asked for.
     """
 
     device: str = "auto"
@@ -90,6 +91,7 @@ class PreflightOptions:
     data_needed: bool = False
     spec: DatasetSpec | None = None
     cache: Path | None = None
+    wandb: bool = True
 
 
 def run_preflight(options: PreflightOptions | None = None) -> list[Check]:
@@ -101,7 +103,8 @@ def run_preflight(options: PreflightOptions | None = None) -> list[Check]:
     checks += [check_package(*row, with_gpu=with_gpu) for row in PACKAGES]
     checks += check_kernels(options)
     checks += [check_disk(options.folder), check_memory(), check_shared_memory()]
-    return [*checks, check_source(options), check_wandb_key()]
+    checks.append(check_source(options))
+    return [*checks, check_wandb_key()] if options.wandb else checks
 
 
 def verdict(checks: Sequence[Check]) -> int:

@@ -210,6 +210,7 @@ def check_machine(config: RunConfig, console: Console) -> None:
         data_needed=True,
         spec=stages.dataset_spec(config),
         cache=config.dataset.cache,
+        wandb=config.tracking.wandb != "off",
     )
     require_preflight(options, console)
 

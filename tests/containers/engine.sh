@@ -75,24 +75,24 @@ has_base() {
 }
 
 make_base() {
-  local root
+  local root mirror
   ((EUID == 0)) || die "only root can make $BASE"
   bring debootstrap debootstrap
   root="$(mktemp -d "${TMPDIR:-/tmp}/recpod-base.XXXXXX")"
   # shellcheck disable=SC2064  # the folder is known now and forgotten at the end
   trap "rm -rf '$root'" EXIT
+  mirror="$(debian_source)"
   debootstrap --variant=minbase --include=python3,python3-venv,python3-pip,ca-certificates bookworm "$root" \
-    "$(debian_source)" || die "debootstrap failed: see above"
+    ${mirror:+"$mirror"} || die "debootstrap failed: see above"
   rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/*
   tar -C "$root" -c . | docker import - "$BASE"
 }
 
-# The address that this machine takes Debian from.
+# The address that this machine takes Debian from; nothing where it names none: debootstrap has one of its own.
 debian_source() {
   local found
   found="$(find /etc/apt \( -name '*.list' -o -name '*.sources' \) -exec grep -hE '^(deb |URIs:)' {} + |
     grep -oE 'https?://[^ ]+' | grep -v security | sort -u)" || found=""
-  [[ -n "$found" ]] || found=http://deb.debian.org/debian
   echo "${found%%$'\n'*}"
 }
 

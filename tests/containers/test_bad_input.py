@@ -26,13 +26,14 @@ def one_line(said: str) -> str:
     [
         (["--quickstart"], {"environment": {"RECPOD_IMAGE": "cuda"}}, ["GPU", "--gpus all", "image tag 'cpu'"]),
         (["--quickstat"], {}, ["unknown flag '--quickstat'", "--quickstart"]),
+        (["quickstart"], {}, ["'quickstart'", "recpod run"]),
         (["--config", "nowhere.yaml"], {}, ["nowhere.yaml"]),
         (["--model", "ss5rec"], {}, ["ss5rec", "ss4rec"]),
         (["--test-ml1m", "--no-wandb"], {}, ["data source", "RECPOD_MIRROR"]),
         (["--quickstart"], {"tmpfs": {"/tmp": "", "/workspace": "size=2m"}}, ["GB free", "larger volume"]),
         (["--quickstart"], {"tmpfs": {}}, ["/tmp", "--tmpfs"]),
     ],
-    ids=["no-gpu", "unknown-flag", "no-recipe", "unknown-model", "no-network", "volume-full", "no-scratch"],
+    ids=["no-gpu", "unknown-flag", "unknown-command", "no-recipe", "unknown-model", "no-network", "volume-full", "no-scratch"],
 )
 def test_a_mistake_is_one_line_with_a_remedy(
     start: Start, arguments: list[str], options: dict[str, Any], expected: list[str]

@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from models.kernels import KernelCheck
+from models.kernels.paths import PATHS
 from pipelines import preflight
 from pipelines.data.datasets import DatasetSpec
 from pipelines.errors import MachineError
@@ -56,7 +57,7 @@ def test_this_machine_passes(tmp_path: Path) -> None:
         assert checks[name].verdict == "ok", name
         assert checks[name].pinned, name
     compared = [check for check in checks.values() if ": " in check.name and "error" in check.found]
-    assert {check.name.partition(":")[0] for check in compared} == {"selective_scan", "diagonal_scan", "causal_conv"}
+    assert {check.name.partition(":")[0] for check in compared} == PATHS.keys()
     assert all(check.remedy for check in checks.values() if check.verdict != "ok")
 
 
@@ -72,6 +73,14 @@ def test_json_holds_every_check_and_never_the_key(monkeypatch: pytest.MonkeyPatc
     assert set(result["checks"][0]) == {"name", "verdict", "found", "pinned", "remedy"}
     assert {"name": "W&B key", "verdict": "ok", "found": "set", "pinned": "", "remedy": ""} in result["checks"]
     assert "secret" not in text
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_a_run_without_wandb_is_not_asked_for_its_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    for wanted in (True, False):
+        names = {check.name for check in run_preflight(PreflightOptions(device="cpu", folder=tmp_path, wandb=wanted))}
+        assert ("W&B key" in names) is wanted
 
 
 @pytest.mark.usefixtures("no_gpu")
