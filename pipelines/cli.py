@@ -30,6 +30,9 @@ config_app = typer.Typer(no_args_is_help=True, help="Look at configurations.")
 app.add_typer(config_app, name="config")
 
 Recipe = Annotated[str, typer.Argument(help="A recipe's name (configs/runs) or a YAML file.")]
+Engine = Annotated[
+    str | None, typer.Option(help="recpod, or recbole: a model of RecBole's, named by engine.model, on the same data.")
+]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="key.path=value; may be given several times.")]
 
 
@@ -67,6 +70,7 @@ def runbook(
     test_ml20m: Annotated[bool, typer.Option("--test-ml20m", help="Scale-up on MovieLens-20M.")] = False,
     model: Annotated[str | None, typer.Option(help="Model to train.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Dataset to train on.")] = None,
+    engine: Engine = None,
     config: Annotated[Path | None, typer.Option(help="A YAML file of this project or of RecBole.")] = None,
     production: Annotated[
         bool, typer.Option("--production", help="The production recipe; needs ML-20M's gate.")
@@ -99,6 +103,7 @@ def runbook(
         recipe,
         model=model,
         dataset=dataset,
+        engine=engine,
         debug=debug,
         no_wandb=no_wandb,
         max_hours=max_hours,
@@ -112,6 +117,7 @@ def runbook(
 @app.command()
 def run(
     recipe: Recipe,
+    engine: Engine = None,
     resume: Annotated[str, typer.Option(help="auto, never, or the path of a checkpoint.")] = "auto",
     force: Annotated[bool, typer.Option("--force", help="Run although the recipe before has not passed.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and run nothing.")] = False,
@@ -120,7 +126,7 @@ def run(
     """Run a recipe from preflight to report."""
     from pipelines import front_door
 
-    config = _load(recipe, sets)
+    config = _load(recipe, [*([f"engine.name={engine}"] if engine else []), *(sets or [])])
     return front_door.open_recipe(config, resume=resume, force=force, dry_run=dry_run, console=_console())
 
 
@@ -174,18 +180,20 @@ def train(
     sets: Sets = None,
 ) -> int:
     """Train a recipe and stop there."""
+    from pipelines.front_door import own_engine
     from pipelines.runbook import RunChoices, train_only
 
-    train_only(_load(recipe, sets), RunChoices(resume=resume, preflight=False), _console())
+    train_only(own_engine(_load(recipe, sets)), RunChoices(resume=resume, preflight=False), _console())
     return 0
 
 
 @app.command()
 def evaluate(recipe: Recipe, sets: Sets = None) -> int:
     """Evaluate the best checkpoint of a trained recipe and apply its gate."""
+    from pipelines.front_door import own_engine
     from pipelines.runbook import evaluate_only
 
-    return evaluate_only(_load(recipe, sets), _console())
+    return evaluate_only(own_engine(_load(recipe, sets)), _console())
 
 
 @app.command()
@@ -216,9 +224,10 @@ def estimate(
 ) -> int:
     """Steps, memory, hours and dollars of a recipe before anything is rented."""
     from pipelines.estimate.verb import estimate_recipe
+    from pipelines.front_door import own_engine
 
     return estimate_recipe(
-        _load(recipe, sets),
+        own_engine(_load(recipe, sets)),
         _console(),
         gpu=gpu,
         gpus=gpus,
@@ -246,6 +255,23 @@ def compare(
     else:
         _console().print(comparison.table())
     return 0
+
+
+@app.command()
+def leaderboard(
+    recipes: Annotated[list[str], typer.Argument(metavar="RECIPE...", help="Recipes' names or YAML files.")],
+    seeds: Annotated[str, typer.Option(help="Each recipe is run with each: 1,2,3.")] = "1,2,3",
+    folder: Annotated[
+        Path | None, typer.Option(help="Of the results. Default: benchmarks/results/leaderboard.")
+    ] = None,
+    sets: Sets = None,
+) -> int:
+    """Run recipes x seeds, skip what is finished, and write a table with spread and confidence intervals."""
+    from pipelines.leaderboard import FOLDER, parse_seeds
+    from pipelines.leaderboard import leaderboard as run_all
+
+    chosen = parse_seeds(seeds)
+    return run_all(recipes, chosen, sets or [], load=_load, folder=folder or FOLDER, console=_console())
 
 
 @config_app.command("show")

@@ -13,7 +13,7 @@ import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
@@ -70,6 +70,20 @@ class EvaluationConfig(BaseModel):
     from the order in which the file holds them."""
 
 
+class EngineConfig(BaseModel):
+    """Who trains and scores. Data, split and counting of the answers are this project's in any case."""
+
+    model_config = STRICT
+
+    name: Literal["recpod", "recbole"] = "recpod"
+    """``recpod``: this project's ``model``. ``recbole``: a sequential model of RecBole's; ``model``, ``optimizer`` and
+    the batch sizes of ``loader`` are not used then, and ``training`` says how long and what is selected."""
+    model: str = Field(default="SASRec", pattern=r"^[A-Za-z0-9_]+$")
+    """RecBole's name of the model (``recbole`` alone)."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """RecBole's own parameters, such as ``hidden_size`` or ``learning_rate``; the rest have RecBole's defaults."""
+
+
 class Gate(BaseModel):
     """What a run must reach on the test queries; a miss exits with 3 and is published."""
 
@@ -108,6 +122,8 @@ class RunConfig(BaseModel):
     """The interactions."""
     model: dict[str, Any]
     """``name`` of a model, and its options (checked against the model's own dataclass)."""
+    engine: EngineConfig = EngineConfig()
+    """Who trains."""
     loader: LoaderOptions = LoaderOptions()
     """How histories become batches."""
     optimizer: OptimizerOptions = OptimizerOptions()
@@ -139,8 +155,9 @@ class RunConfig(BaseModel):
 
     @property
     def folder(self) -> Path:
-        """The run's folder."""
-        return self.runs / self.name
+        """The run's folder; each model of another engine has its own."""
+        other = "" if self.engine.name == "recpod" else f"-{self.engine.name}-{self.engine.model}"
+        return self.runs / f"{self.name}{other}"
 
     def model_options(self) -> Any:
         """The model's options as its dataclass."""
@@ -164,10 +181,13 @@ class RunConfig(BaseModel):
         """
         values = self.resolved()
         decisive = {key: values[key] for key in ("model", "loader", "optimizer", "seed")}
+        for key in ("item_l2", "decay_rate", "decay_epochs"):  # came later, as below
+            if values["optimizer"][key] == getattr(OptimizerOptions, key):
+                del decisive["optimizer"][key]
         training = {
             key: values["training"][key] for key in ("accumulate", "grad_clip", "precision", "eval_every", "select")
         }
-        if self.optimizer.schedule != "constant":  # then the number of epochs shapes every learning rate
+        if self.optimizer.schedule in ("linear", "cosine"):  # then the number of epochs shapes every learning rate
             training["epochs"] = self.training.epochs
         dataset = {key: value for key, value in values["dataset"].items() if key not in ("cache", "gdrive_id")}
         for key in ("timestamp_unit", "options"):  # came later: unset, they must not part a run from its checkpoints

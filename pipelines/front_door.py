@@ -51,6 +51,7 @@ def flags_to_layers(
     *,
     model: str | None,
     dataset: str | None,
+    engine: str | None,
     debug: bool,
     no_wandb: bool,
     max_hours: float | None,
@@ -62,6 +63,7 @@ def flags_to_layers(
     values = {
         "model.name": (model, "--model"),
         "dataset.name": (dataset, "--dataset"),
+        "engine.name": (engine, "--engine"),
         "debug": (debug or None, "--debug"),
         "tracking.wandb": ("off" if no_wandb else None, "--no-wandb"),
         "guards.max_hours": (max_hours, "--max-hours"),
@@ -86,9 +88,25 @@ def open_recipe(config: RunConfig, *, resume: str, force: bool, dry_run: bool, c
     """Run a recipe, or say what would run."""
     if dry_run:
         return describe_plan(config, console)
+    if config.engine.name == "recbole":
+        from pipelines.engines.recbole import run as run_recbole
+
+        return run_recbole(config, resume=resume, force=force, console=console)
     from pipelines.runbook import RunChoices, run
 
     return run(config, RunChoices(resume=resume, force=force), console)
+
+
+def own_engine(config: RunConfig) -> RunConfig:
+    """The configuration, for stages that only this project's engine has.
+
+    Raises:
+        ConfigError: another engine is asked for.
+    """
+    if config.engine.name != "recpod":
+        what = f"the engine {config.engine.name} trains and evaluates in one go"
+        raise ConfigError(what, where="engine.name", fix="use `recpod run`")
+    return config
 
 
 def describe_plan(config: RunConfig, console: Console) -> int:
@@ -96,12 +114,13 @@ def describe_plan(config: RunConfig, console: Console) -> int:
     from pipelines.stages import dataset_spec, protocol_of
 
     spec, protocol = dataset_spec(config), protocol_of(config)
+    model = config.model["name"] if config.engine.name == "recpod" else f"RecBole's {config.engine.model}"
     console.print(f"dry run of [bold]{config.name}[/]: nothing is fetched, trained or written")
     for stage, text in (
         ("preflight", "versions, kernels, disk, data source"),
         ("fetch", f"dataset {spec.name}"),
         ("prepare", f"sequence store, split {protocol.split}"),
-        ("train", f"{config.model['name']}, at most {config.training.epochs} epochs, seed {config.seed}"),
+        ("train", f"{model}, at most {config.training.epochs} epochs, seed {config.seed}"),
         ("evaluate", f"{protocol.name}, chosen by {config.training.select} on validation"),
         ("gate", "; ".join(gate.describe() for gate in config.gates) or "none"),
         ("report", str(config.folder / "report.html")),

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import socket
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ _DECISIVE = (
         for name in ("trainer", "state", "distributed", "optimizers", "checkpoint", "guards")
     ),
     *(f"pipelines/evaluation/{name}.py" for name in ("evaluator", "ranking", "protocols", "sampled", "baselines")),
+    "pipelines/engines/*.py",
     *(f"pipelines/{name}.py" for name in ("stages", "gates", "config")),
 )
 
@@ -96,7 +98,7 @@ class RunFolder:
                     fix="wait for it, stop it, or choose another name with --set name=NAME",
                 ) from error
             handle.truncate(0)
-            handle.write(str(os.getpid()))
+            handle.write(f"{os.getpid()} on {socket.gethostname()}")
             handle.flush()
             yield
 

@@ -7,7 +7,7 @@ here more than matter, and divides coverage by a catalogue that counts padding, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from models.batch import Jagged
+from pipelines.engines.recbole_environment import load_recbole
 from pipelines.evaluation.beyond_accuracy import Exposure, top_k
 from pipelines.evaluation.ranking import count_ranks, metric_values
 
@@ -41,12 +42,10 @@ class Given:
 
 
 @pytest.fixture(scope="module")
-def recbole() -> Iterator[Callable[..., dict[str, float]]]:
+def recbole() -> Callable[..., dict[str, float]]:
     """``recbole(metrics, scores, targets, **data)``: RecBole's own numbers for scores ``[Q, num_items + 1]``."""
+    load_recbole()
     from recbole.evaluator import Collector, Evaluator
-
-    patch = pytest.MonkeyPatch()
-    patch.setattr(np, "float", np.float64, raising=False)  # gone from numpy 2; RecBole's Config puts such names back
 
     def evaluate(metrics: list[str], scores: Tensor, targets: Tensor, **data: Any) -> dict[str, float]:
         config = {
@@ -63,8 +62,7 @@ def recbole() -> Iterator[Callable[..., dict[str, float]]]:
             collector.eval_batch_collect(scores[rows], None, torch.arange(len(rows)), targets[rows])
         return dict(Evaluator(config).evaluate(collector.data_struct))
 
-    yield evaluate
-    patch.undo()
+    return evaluate
 
 
 @pytest.fixture(scope="module")

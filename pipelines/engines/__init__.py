@@ -1,0 +1,1 @@
+"""Other people's engines, run on this project's data and asked by its evaluator."""
