@@ -7,7 +7,9 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 main() {
   local scratch="${TMPDIR:-/tmp}"
-  [[ -w "$scratch" ]] || die "$scratch cannot be written: with --read-only give the container --tmpfs /tmp"
+  if ! [[ -w "$scratch" ]]; then
+    (die "$scratch cannot be written: with --read-only give the container --tmpfs /tmp") || pod_stays "$@"
+  fi
   keep_compiled_kernels
   if (($# == 0)) || [[ "$1" == -* ]]; then
     exec "$ROOT/entrypoints/runpod.sh" --no-setup "$@"

@@ -14,6 +14,15 @@ die() {
   exit 2
 }
 
+# After a refusal that comes before Python, which alone can stop a pod: ends with 2, and says what that costs.
+pod_stays() {
+  local argument
+  for argument in "$@"; do
+    if [[ "$argument" == --stop-pod* ]]; then note "the pod still runs and costs money: it cannot be stopped from here"; fi
+  done
+  exit 2
+}
+
 note() {
   printf '%s\n' "$*" >&2
 }

@@ -36,8 +36,9 @@ Options:
   --help                 this text
 
 On a rented machine:
-  --stop-pod-when-done   stop the pod at the end, whatever the end, unless a signal from outside was the end
-  --webhook URL          tell Discord, Slack or another address: start, gate, failure, spend, idleness, stop
+  --stop-pod-when-done   stop the pod at the end, whatever the end, unless SIGTERM or Ctrl-C was the end
+  --webhook URL          tell Discord, Slack or another address: start, gate, failure, spend, idleness, stop. Every user of
+                         the machine sees a command line: better put the address into a file, RECPOD_WEBHOOK_FILE
   --idle-minutes N       end a run in which nothing moves for so long; 0: never. Default: 15 in a container or pod, else 0
 
 Several processes or machines:
@@ -65,7 +66,7 @@ main() {
       --no-setup) setup=no ;;
     esac
   done
-  if [[ "$setup" == no ]]; then python="$(current_python)"; else python="$(any_python)"; fi
+  if [[ "$setup" == no ]]; then python="$(current_python)"; else python="$(any_python)"; fi || pod_stays "$@"
   export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" RECPOD_VENV="$VENV"
   exec "$python" -m pipelines.pod "$@"
 }

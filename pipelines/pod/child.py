@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipelines.pod.watchdog import family, process_table
@@ -67,7 +67,25 @@ def supervise(
     watched |= {signal.SIGCHLD, signal.SIGTSTP}
     signal.pthread_sigmask(signal.SIG_BLOCK, watched)
     child = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_tie(os.getpid()))
-    begun(child.pid)
+    try:
+        begun(child.pid)
+        return _attend(child, watched, look=look, tick=tick, grace=grace, patience=patience, whole_group=whole_group)
+    except BaseException:  # of our own making: nothing may go on unwatched
+        _end(child, patience, whole_group)
+        raise
+
+
+def _attend(
+    child: subprocess.Popen[bytes],
+    watched: Collection[signal.Signals],
+    *,
+    look: Callable[[], str | None],
+    tick: float,
+    grace: float | None,
+    patience: float,
+    whole_group: bool,
+) -> Ending:
+    """Hand signals on and look, until the child has ended; see :func:`supervise`."""
     ending, kill_at = Ending(), float("inf")
     while child.poll() is None:
         caught = signal.sigtimedwait(watched, min(tick, max(kill_at - time.monotonic(), 0.01)))
@@ -79,16 +97,26 @@ def supervise(
             _tell(child.pid, number, whole_group)
             if grace is not None:
                 kill_at = min(kill_at, time.monotonic() + grace)
-        elif not (ending.asked_by or ending.stopped_for):
+        elif ending.stopped_for is None:  # after a signal as well: who does not end goes on costing
             ending.stopped_for = look()
             if ending.stopped_for is not None:
                 _tell(child.pid, signal.SIGTERM, whole_group)
-                kill_at = time.monotonic() + patience
+                kill_at = min(kill_at, time.monotonic() + patience)
         if time.monotonic() >= kill_at:
             ending.killed = True
             kill_family(child.pid)
     ending.code = _code(child.returncode, ending)
     return ending
+
+
+def _end(child: subprocess.Popen[bytes], patience: float, whole_group: bool) -> None:
+    """End a child that nobody looks after any more: it may save, then it is killed."""
+    if child.poll() is None:
+        _tell(child.pid, signal.SIGTERM, whole_group)
+        try:
+            child.wait(patience)
+        except subprocess.TimeoutExpired:
+            kill_family(child.pid)
 
 
 def _code(returned: int, ending: Ending) -> int:

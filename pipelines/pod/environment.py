@@ -17,7 +17,7 @@ EVERYWHERE = (
     *("PATH", "HOME", "PWD", "SHELL", "USER", "LOGNAME", "HOSTNAME", "LANG", "LANGUAGE", "LC_*", "TZ", "TMPDIR"),
     *("TERM", "COLORTERM", "COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TTY_*", "CI", "XDG_*", "PYTHON*"),
     *("SSL_CERT_*", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "*_proxy", "*_PROXY", "LD_LIBRARY_PATH", "RECPOD_*"),
-    *("CUDA_*", "NVIDIA_*", "OMP_*", "KMP_*", "GOMP_*", "MKL_*", "OPENBLAS_*", "NUMBA_*", "MALLOC_*"),
+    *("CUDA_*", "CUBLAS_*", "NVIDIA_*", "OMP_*", "KMP_*", "GOMP_*", "MKL_*", "OPENBLAS_*", "NUMBA_*", "MALLOC_*"),
 )
 SET_UP = ("PIP_*", "PYENV_*", "CC", "CXX", "CFLAGS", "CXXFLAGS", "LDFLAGS", "MAX_JOBS", "MAMBA_*", "CAUSAL_CONV1D_*")
 TRAINING = (
@@ -28,6 +28,7 @@ ALLOW = "RECPOD_ENV_ALLOW"  # further names and patterns, parted by commas
 SECRETS_FOLDER = "RECPOD_SECRETS"  # where mounted secrets lie, one file each, named in lower case
 TRAINING_SECRETS = ("WANDB_API_KEY", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 OWN_SECRETS = ("RUNPOD_API_KEY", "RECPOD_WEBHOOK")
+OWN_SETTINGS = ("RECPOD_STOP_COMMAND", "RECPOD_RUNPOD_API")  # how to stop the pod is nobody else's business
 
 
 def read_secret(name: str, environ: Mapping[str, str]) -> str | None:
@@ -86,7 +87,7 @@ def withheld(environ: Mapping[str, str]) -> list[str]:
 
 
 def _only(environ: Mapping[str, str], patterns: tuple[str, ...]) -> dict[str, str]:
-    never = {variable for name in OWN_SECRETS for variable in (name, f"{name}_FILE")}
+    never = {*OWN_SETTINGS, *(variable for name in OWN_SECRETS for variable in (name, f"{name}_FILE"))}
     return {
         name: value
         for name, value in environ.items()

@@ -25,6 +25,7 @@ TRAINING_VALUES = (
     "--config",
     "--model",
     "--dataset",
+    "--engine",
     "--set",
     "--resume",
     "--max-hours",
@@ -71,6 +72,11 @@ class Flags:
         return "--stop-pod-when-done" in self.switches
 
     @property
+    def first_node(self) -> bool:
+        """Whether this is the only node, or the one of several that writes the run and counts its cost."""
+        return int(self.values.get("--node-rank", "0")) == 0
+
+    @property
     def recipe(self) -> str:
         """Name of the shipped recipe, or path of the ``--config`` file, that these flags mean."""
         if "--config" in self.values:
@@ -83,7 +89,7 @@ class Flags:
         """A name for what is run, the same on every resume: the recipe with the model and data put in its place."""
         if "name" in self.sets:
             return self.sets["name"]
-        own = [self.values[flag] for flag in ("--model", "--dataset") if flag in self.values]
+        own = [self.values[flag] for flag in ("--engine", "--model", "--dataset") if flag in self.values]
         first = [] if self.recipe == "train" else [Path(self.recipe).stem]
         return "-".join([*first, *own])
 
@@ -102,6 +108,13 @@ class Flags:
             text = self.sets[key]
             return None if text.lower() in ("null", "~", "") else positive(text, f"--set {key}")
         return positive(self.values[flag], flag) if flag in self.values else None
+
+
+def wants_stop(arguments: Sequence[str]) -> bool:
+    """Whether these arguments, understood or not, mean ``--stop-pod-when-done``: mistyped, or with a value, as well."""
+    if any(argument.partition("=")[0] == "--dry-run" for argument in arguments):
+        return False
+    return any(re.match(r"[-\u2013\u2014]+stop[-_ ]?pod", argument, re.IGNORECASE) for argument in arguments)
 
 
 def positive(text: str, where: str, *, zero: bool = False) -> float:

@@ -8,6 +8,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipelines.errors import MachineError
+
 VARIABLE = "RECPOD_HEARTBEAT"  # training is told the path by it, and touches the file at each event
 STALE_SECONDS = 20 * 60.0
 _PREFIX = "heartbeat-"
@@ -20,17 +22,43 @@ def folder() -> Path:
 
 @contextlib.contextmanager
 def heartbeat() -> Iterator[Path]:
-    """The file of this process' session, which is gone when the session is."""
+    """The file of this process' session, which is gone when the session is.
+
+    Raises:
+        MachineError: it cannot be made.
+    """
     path = folder() / f"{_PREFIX}{os.getpid()}"
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for left in path.parent.glob(f"{_PREFIX}*"):  # of sessions that were killed: their numbers will be used again
-        if not Path(f"/proc/{left.name.removeprefix(_PREFIX)}").exists():
-            left.unlink(missing_ok=True)
-    path.touch()
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for left in path.parent.glob(f"{_PREFIX}*"):  # of sessions that were killed: their numbers will be used again
+            if not _runs(left):
+                left.unlink(missing_ok=True)
+        path.write_text(_birth(os.getpid()))
+    except OSError as error:
+        fix = "remove what is in the way, make room, or set TMPDIR to a folder that can be written"
+        raise MachineError(f"no file can be put there ({error.strerror})", where=str(path.parent), fix=fix) from error
     try:
         yield path
     finally:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # somebody has removed the folder, or put a file in its place
+            path.unlink()
+
+
+def _birth(pid: int | str) -> str:
+    """What tells a process from a later one of the same number: when it began. Empty without such a process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def _runs(path: Path) -> bool:
+    """Whether the session of this file runs: its process does, and has not just inherited the number."""
+    pid = path.name.removeprefix(_PREFIX)
+    if not pid.isdigit() or not Path(f"/proc/{pid}").exists():
+        return False
+    written = path.read_text(errors="replace")
+    return written in ("", _birth(pid))  # empty: removed, and touched again by training
 
 
 def ages(now: float) -> dict[int, float]:
@@ -41,10 +69,9 @@ def ages(now: float) -> dict[int, float]:
     """
     found = {}
     for path in folder().glob(f"{_PREFIX}*"):
-        pid = path.name.removeprefix(_PREFIX)
         with contextlib.suppress(FileNotFoundError):  # it has just ended
-            if pid.isdigit() and Path(f"/proc/{pid}").exists():
-                found[int(pid)] = now - path.stat().st_mtime
+            if _runs(path):
+                found[int(path.name.removeprefix(_PREFIX))] = now - path.stat().st_mtime
     return found
 
 

@@ -1,7 +1,8 @@
-"""Short messages to a Discord or Slack webhook. A failure is said once and stops nothing; no address is printed."""
+"""Lines on the screen, short messages to a Discord or Slack webhook. No failure stops anything; no address is shown."""
 
 from __future__ import annotations
 
+import os
 import queue
 import sys
 import threading
@@ -13,6 +14,14 @@ from pipelines.errors import ConfigError
 TIMEOUT = 5.0
 LONGEST = 1900  # Discord refuses more than 2000 characters
 _SLACK, _DISCORD = ("hooks.slack.com", "hooks.slack-gov.com"), ("discord.com", "discordapp.com")
+
+
+def say(text: str) -> None:
+    """A line to who watches here. A terminal or pipe that is gone must not end what is left to do."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except (OSError, ValueError):  # hung up, or closed
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # for as long as this process lives
 
 
 def payload(address: str, text: str) -> dict[str, str]:
@@ -62,14 +71,20 @@ class Notifier:
     def open(self) -> None:
         """Begin to send: after the child is there, because a process with threads had better not fork."""
         if self.address is not None and self._thread is None:
-            self._thread = threading.Thread(target=self._work, args=(self.address,), daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._work, args=(self.address,), daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # the machine has no room for one more
+                say("warning: no notices can be sent (no thread can be started); the run goes on")
+                self.address = None
+                return
+            self._thread = thread
 
     def flush(self, seconds: float) -> None:
         """Wait until everything is sent, ``seconds`` at most."""
         self.open()
         until = time.monotonic() + seconds
-        while self._waiting.unfinished_tasks and time.monotonic() < until:
+        while self._thread is not None and self._waiting.unfinished_tasks and time.monotonic() < until:
             time.sleep(0.02)
 
     def _work(self, address: str) -> None:
@@ -78,7 +93,7 @@ class Notifier:
             problem = post(address, payload(address, text))
             if problem is not None and not self._failed:
                 self._failed = True
-                print(f"warning: a notice could not be sent ({problem}); the run goes on", file=sys.stderr)
+                say(f"warning: a notice could not be sent ({problem}); the run goes on")
             self._waiting.task_done()
 
 

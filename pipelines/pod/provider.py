@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import time
@@ -14,11 +15,16 @@ from pipelines.pod.environment import read_secret
 API = "https://rest.runpod.io/v1"
 TIMEOUT = 10.0
 FLAG = "--stop-pod-when-done"
-_RUNS_ON = "the pod still runs and costs money"
+RUNS_ON = "the pod still runs and costs money"
+_OVER = ("EXITED", "TERMINATED", "STOPPED", "STOPPING")
 
 
 class StopFailed(Exception):
     """The pod could not be stopped; the message says why, without any key."""
+
+
+class NotConfirmed(Exception):
+    """The order to stop was taken, but the pod is not seen to stop."""
 
 
 class CannotStop(RecPodError):
@@ -46,19 +52,28 @@ class Way:
         name: for messages.
         check: raises StopFailed or Refused when it would not work.
         stop: does it, or raises.
+        stopped: whether the pod is seen to stop, or Refused; None where nobody can be asked.
     """
 
     name: str
-    check: Callable[[], None]
-    stop: Callable[[], None]
+    check: Callable[[], object]
+    stop: Callable[[], object]
+    stopped: Callable[[], bool] | None = None
 
 
 @dataclass(frozen=True)
 class Provider:
-    """How this pod can be stopped, the best way first."""
+    """How this pod can be stopped.
+
+    Attributes:
+        ways: the best first.
+        pause: seconds between two attempts.
+        patience: seconds in which the pod must be seen to stop.
+    """
 
     ways: tuple[Way, ...]
     pause: float = 1.0
+    patience: float = 20.0
 
     def check(self) -> None:
         """Ask now, before money is spent, whether one of the ways would work.
@@ -78,37 +93,59 @@ class Provider:
             what = f"the provider refuses the key ({problem})"
             if problem.status == 404:
                 what, fix = "the provider knows no such pod under this key", "take the key of the account that rents it"
-            raise CannotStop(f"{what}; {_RUNS_ON}", where="RUNPOD_API_KEY", fix=fix)
+            raise CannotStop(f"{what}; {RUNS_ON}", where="RUNPOD_API_KEY", fix=fix)
         said = f" ({problem})" if str(problem) else ""
         fix = f"check the network, or leave {FLAG} away and stop the pod by hand"
         what = f"the provider cannot be asked whether the pod can be stopped{said}"
-        raise CannotStop(f"{what}; {_RUNS_ON}", where=FLAG, fix=fix)
+        raise CannotStop(f"{what}; {RUNS_ON}", where=FLAG, fix=fix)
 
     def stop(self) -> str:
         """Stop the pod; the name of the way that worked.
 
         Raises:
             StopFailed: none did: the pod still runs and costs money.
+            NotConfirmed: one seemed to, but the pod is not seen to stop.
         """
         problems = []
         for way in self.ways:
             try:
                 self._attempt(way.stop)
+            except Exception as error:  # whatever it is, the next way must be tried
+                said = (
+                    error if isinstance(error, (StopFailed, Refused)) else type(error).__name__
+                )  # it may hold the key
+                problems.append(f"{way.name}: {said}")
+            else:
+                self._confirm(way)
                 return way.name
-            except (StopFailed, Refused) as error:
-                problems.append(f"{way.name}: {error}")
         raise StopFailed("; ".join(problems))
 
-    def _attempt(self, action: Callable[[], None], times: int = 3) -> None:
+    def _confirm(self, way: Way) -> None:
+        """Wait until the pod is seen to stop: a server that says yes may not have done it."""
+        if way.stopped is None:
+            return
+        until, seen = time.monotonic() + self.patience, "it is still shown as running"
+        while True:
+            try:
+                if way.stopped():
+                    return
+                seen = "it is still shown as running"
+            except Refused as error:
+                seen = str(error)
+            if time.monotonic() + self.pause >= until:
+                raise NotConfirmed(f"{way.name}: {seen} after {self.patience:g} s")
+            time.sleep(self.pause)
+
+    def _attempt(self, action: Callable[[], object], times: int = 3) -> None:
         for left in reversed(range(times)):
             try:
-                return action()
+                action()
+                return
             except Refused as error:
                 final = 0 < error.status < 500 and error.status != 429
                 if final or not left:
                     raise
             time.sleep(self.pause)
-        return None
 
 
 def find_provider(environ: Mapping[str, str]) -> Provider:
@@ -130,14 +167,31 @@ def find_provider(environ: Mapping[str, str]) -> Provider:
         check, stop = [tool, "get", "pod", pod], [tool, "stop", "pod", pod]
         ways.append(Way("runpodctl", lambda: _shell(check, "runpodctl"), lambda: _shell(stop, "runpodctl")))
     if key:
-        base = (environ.get("RECPOD_RUNPOD_API") or API).rstrip("/") + f"/pods/{pod}"
-        ways.append(
-            Way("the provider's API", lambda: call_api("GET", base, key), lambda: call_api("POST", f"{base}/stop", key))
-        )
+        ways.append(_api((environ.get("RECPOD_RUNPOD_API") or API).rstrip("/") + f"/pods/{pod}", key))
     if not ways:
         fix = "set RUNPOD_API_KEY (or RUNPOD_API_KEY_FILE), or put runpodctl on PATH"
         raise ConfigError("nothing here can stop the pod", where=FLAG, fix=fix)
     return Provider(tuple(ways))
+
+
+def _api(pod: str, key: str) -> Way:
+    """The provider's API, ``pod`` being the pod's address there."""
+
+    def stopped() -> bool:
+        try:
+            answer = call_api("GET", pod, key)
+        except Refused as error:
+            if error.status == 404:  # it is no more
+                return True
+            raise
+        try:
+            shown = json.loads(answer)
+        except ValueError:
+            return False
+        return isinstance(shown, dict) and str(shown.get("desiredStatus")).upper() in _OVER
+
+    name = "the provider's API"
+    return Way(name, lambda: call_api("GET", pod, key), lambda: call_api("POST", f"{pod}/stop", key), stopped)
 
 
 def _shell(command: list[str], name: str) -> None:
@@ -151,8 +205,8 @@ def _shell(command: list[str], name: str) -> None:
         raise StopFailed(f"{name} ended with exit code {done.returncode}")
 
 
-def call_api(method: str, address: str, key: str) -> None:
-    """One call with the key.
+def call_api(method: str, address: str, key: str) -> bytes:
+    """One call with the key; the answer, cut off at 64 KiB.
 
     Raises:
         Refused: any other answer than success, or none.
@@ -165,7 +219,8 @@ def call_api(method: str, address: str, key: str) -> None:
     try:
         request = urllib.request.Request(address, headers=headers, method=method)
         with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-            answer.read(65536)
+            body: bytes = answer.read(65536)
+            return body
     except urllib.error.HTTPError as error:
         raise Refused(error.code, f"HTTP {error.code}") from None
     except (OSError, http.client.HTTPException, ValueError) as error:

@@ -2,7 +2,8 @@
 
 A pod costs money from its start, not from the first training step. A session pays from the pod's start, or from the end
 of the session before it on the same pod, until its own end: the sum over all sessions is the rental, and nothing is
-counted twice.
+counted twice. What has been spent stays in the sum, however a run is begun: only the ledger file's removal, by hand,
+takes it out.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 import socket
 import time
@@ -33,7 +35,6 @@ class Entry:
         begin: when it began to pay, seconds since 1970.
         end: until when it has paid.
         price_per_hour: what an hour cost; None when nobody said.
-        set_aside: of a run that was begun anew with ``--resume never``: it no longer counts.
     """
 
     session: str
@@ -42,7 +43,6 @@ class Entry:
     begin: float
     end: float
     price_per_hour: float | None = None
-    set_aside: bool = False
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Ledger:
     Attributes:
         path: the file.
         own: this session's entry.
-        earlier: the job's other entries that count.
+        earlier: the job's other entries.
         price_per_hour: for entries that name no price.
         clock: seconds since 1970, for tests.
     """
@@ -104,7 +104,7 @@ class Ledger:
         if cost >= cap:
             what = f"'{self.own.job}' has cost {cost:.2f} already (rental and earlier sessions, {self.path})"
             own = f"{self._cost_of(self.own):.2f}"
-            fix = f"raise it, or begin the run anew with --resume never (this pod alone has cost {own})"
+            fix = f"raise it, or delete that file to count from zero again (this pod alone has cost {own})"
             raise ConfigError(what, where=f"--max-cost {cap:g}", fix=fix)
 
 
@@ -114,7 +114,6 @@ def open_ledger(
     *,
     price_per_hour: float | None,
     contained: bool,
-    anew: bool = False,
     clock: Callable[[], float] = time.time,
 ) -> Ledger:
     """Begin a session of ``job`` in the ledger of the ``runs`` folder.
@@ -124,7 +123,6 @@ def open_ledger(
         job: what is run.
         price_per_hour: of this machine.
         contained: this is a container or pod, which is paid for from its start; else payment begins now.
-        anew: the job's earlier entries no longer count.
         clock: seconds since 1970.
 
     Raises:
@@ -136,9 +134,7 @@ def open_ledger(
     with _locked(path) as entries:
         begin = max([begin, *(entry.end for entry in entries if entry.rental == rental)])
         own = Entry(uuid.uuid4().hex, job, rental, min(begin, now), now, price_per_hour)
-        for entry in entries:
-            entry.set_aside |= anew and entry.job == job
-        earlier = [entry for entry in entries if entry.job == job and not entry.set_aside]
+        earlier = [entry for entry in entries if entry.job == job]
         entries.append(own)
     return Ledger(path, own, earlier, price_per_hour, clock)
 
@@ -175,12 +171,28 @@ def _locked(path: Path) -> Iterator[list[Entry]]:
         raise RunError(f"the spend ledger cannot be written ({error.strerror})", where=str(path), fix=fix) from error
 
 
+def _entry(row: Any) -> Entry:
+    """One entry of the file, of which nothing is believed; fields that are not known are left out.
+
+    Raises:
+        KeyError: a field is missing.
+        TypeError: ``row`` is no object, or a field is of another kind.
+    """
+    entry = Entry(row["session"], row["job"], row["rental"], row["begin"], row["end"], row.get("price_per_hour"))
+    words = (entry.session, entry.job, entry.rental)
+    numbers = (entry.begin, entry.end, entry.price_per_hour or 0.0)
+    usual = all(isinstance(word, str) for word in words)
+    usual = usual and all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
+    if not usual or entry.end < entry.begin or (entry.price_per_hour or 0.0) < 0:
+        raise TypeError(row)
+    return entry
+
+
 def _read(path: Path) -> list[Entry]:
     if not path.exists():
         return []
     try:
-        rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["sessions"]
-        return [Entry(**row) for row in rows]
-    except (ValueError, KeyError, TypeError) as error:
+        return [_entry(row) for row in json.loads(path.read_text(encoding="utf-8"))["sessions"]]
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         fix = "move it away; what was spent so far is then no longer counted"
         raise RunError("this is no spend ledger", where=str(path), fix=fix) from error

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import NoReturn
@@ -19,30 +20,39 @@ from pipelines.machine import ROOT
 from pipelines.pod.checks import check_names, check_packages, check_start
 from pipelines.pod.child import STOPPED, Ending, supervise
 from pipelines.pod.environment import read_secret, set_up_environment, withheld
-from pipelines.pod.flags import Flags, parse
+from pipelines.pod.flags import Flags, parse, wants_stop
 from pipelines.pod.heartbeat import VARIABLE, heartbeat
-from pipelines.pod.notices import Notifier, check_address
+from pipelines.pod.notices import Notifier, check_address, say
 from pipelines.pod.outcome import duration, tell_outcome
 from pipelines.pod.plan import Plan, make_plan
-from pipelines.pod.provider import FLAG, CannotStop, Provider, StopFailed, find_provider
+from pipelines.pod.provider import RUNS_ON, CannotStop, Provider, find_provider
 from pipelines.pod.rental import Watch
-from pipelines.pod.spend import open_ledger
+from pipelines.pod.spend import Ledger, open_ledger
+from pipelines.pod.stopping import at_terminal, leave, stop_pod
 
 SETUP = ROOT / "entrypoints" / "setup.sh"
 
 
 class Stopped(Exception):
-    """A signal came before there was anything to save."""
+    """A signal came before there was anything to save.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the front door's arguments; the exit code."""
+    """Run the front door's arguments; the exit code. Whatever goes wrong, a pod that is to be stopped is stopped."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _stop)
+    stop_wanted = wants_stop(arguments)
     notifier, provider = Notifier(None, ""), None
     try:
-        stop_wanted = FLAG in arguments and "--dry-run" not in arguments
         provider = find_provider(os.environ) if stop_wanted else None
         flags = parse(arguments)
         notifier = open_notifier(flags, os.environ)
@@ -51,20 +61,51 @@ def main(arguments: Sequence[str]) -> int:
             return dry_run(plan)
         return run(plan, notifier, provider)
     except RecPodError as error:
-        print(f"error: {error}", file=sys.stderr)
-        notifier.send(f"did not start: {error}")
-        # A person at a terminal is about to try again.
-        if provider is not None and not isinstance(error, CannotStop) and not sys.stdin.isatty():
+        return refuse(error, notifier, provider, stop_wanted)
+    except (Stopped, KeyboardInterrupt) as stopped:
+        _no_more_signals()
+        say("stopped; start the same command again to go on")
+        if provider is not None and isinstance(stopped, Stopped) and stopped.number == signal.SIGHUP:
             stop_pod(provider, notifier)
-        notifier.flush(5)
-        return error.exit_code
-    except (Stopped, KeyboardInterrupt):
-        print("stopped; start the same command again to go on", file=sys.stderr)
+        elif stop_wanted:
+            leave("a signal from outside was the end", notifier)
+        notifier.flush(1.5)
         return STOPPED
+    except Exception as error:
+        _no_more_signals()
+        say(f"{traceback.format_exc()}error: the supervisor itself failed; start the same command again to go on")
+        notifier.send(f"FAILED: the supervisor itself ({type(error).__name__}: {error})")
+        if provider is not None:
+            stop_pod(provider, notifier)
+        elif stop_wanted:
+            leave("the supervisor failed before it knew how to stop it", notifier)
+        notifier.flush(5)
+        return 1
+
+
+def refuse(error: RecPodError, notifier: Notifier, provider: Provider | None, stop_wanted: bool) -> int:
+    """One line of what is wrong, before anything was done; the exit code."""
+    _no_more_signals()
+    line = f"{error}"
+    # A person at a terminal is about to try again.
+    stays = provider is None or isinstance(error, CannotStop) or at_terminal()
+    if stop_wanted and stays and RUNS_ON not in line:
+        line += f"{'' if line.endswith(('.', '?')) else '.'} {RUNS_ON.capitalize()}."
+    say(f"error: {line}")
+    notifier.send(f"did not start: {line}")
+    if provider is not None and not stays:
+        stop_pod(provider, notifier)
+    notifier.flush(5)
+    return error.exit_code
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    raise Stopped
+    raise Stopped(number)
+
+
+def _no_more_signals() -> None:
+    """From here on the end is dealt with, and nothing may cut it short but a kill."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
 
 
 def open_notifier(flags: Flags, environ: Mapping[str, str]) -> Notifier:
@@ -106,29 +147,33 @@ def run(plan: Plan, notifier: Notifier, provider: Provider | None) -> int:
     Raises:
         RecPodError: a check says no; nothing was installed or fetched.
     """
-    flags, began = plan.flags, time.time()
-    warnings = check_start(flags, plan.environ, plan.place, contained=plan.contained)
-    if provider is not None:
-        provider.check()
-    ledger = None
-    if plan.contained or plan.price_per_hour is not None:
-        ledger = open_ledger(
-            plan.place.runs,
-            flags.job,
-            price_per_hour=plan.price_per_hour,
-            contained=plan.contained,
-            anew=flags.values.get("--resume") == "never",
-        )
-        ledger.check_cap(plan.cap)
-    for warning in warnings:  # now that nothing is refused: a mistake stands alone
-        print(f"warning: {warning}", file=sys.stderr)
-    if plan.place.arguments:
-        print(f"runs go to {plan.place.runs}", file=sys.stderr)
-    with heartbeat() as beat:
-        watch = Watch(flags.job, plan.place.runs, beat, notifier, ledger, plan.cap, plan.idle_seconds)
+    began = time.time()
+    with heartbeat() as beat:  # from now on, so that a second session in this pod sees this one while it checks
+        warnings = check_start(plan.flags, plan.environ, plan.place, contained=plan.contained)
+        if provider is not None:
+            provider.check()
+        ledger = begin_ledger(plan)
+        for warning in warnings:  # now that nothing is refused: a mistake stands alone
+            say(f"warning: {warning}")
+        if plan.place.arguments:
+            say(f"runs go to {plan.place.runs}")
+        watch = Watch(plan.flags.job, beat, notifier, ledger, plan.cap, plan.idle_seconds)
         ending = stages(plan, watch, notifier)
         watch.save()
     return finish(plan, watch, ending, notifier, provider, began)
+
+
+def begin_ledger(plan: Plan) -> Ledger | None:
+    """What counts the money, where something is rented. Of several nodes the first counts: the price is that of all.
+
+    Raises:
+        RecPodError: the cap is reached, or the ledger's file will not do.
+    """
+    if not plan.flags.first_node or not (plan.contained or plan.price_per_hour is not None):
+        return None
+    ledger = open_ledger(plan.place.runs, plan.flags.job, price_per_hour=plan.price_per_hour, contained=plan.contained)
+    ledger.check_cap(plan.cap)
+    return ledger
 
 
 def stages(plan: Plan, watch: Watch, notifier: Notifier) -> Ending:
@@ -173,36 +218,48 @@ def finish(
     code = ending.code
     if ending.stopped_for is not None:
         code = code if code in (0, 3) else STOPPED
-        print(f"stopped by the supervisor: {ending.stopped_for}", file=sys.stderr)
-        notifier.send(f"'{watch.job}' was stopped: {ending.stopped_for}")
-    elif ending.asked_by is not None and ending.killed:
-        text = f"the run did not end within {plan.grace:g} s of {ending.asked_by} and was killed"
-        print(f"warning: {text}; the newest checkpoint is what is left", file=sys.stderr)
-    elif code > 128 and ending.asked_by is None:
-        name = signal.Signals(code - 128).name
-        reason = " (most often: out of memory)" if name == "SIGKILL" else ""
-        print(f"error: the run was ended by {name}{reason}; start it again to go on", file=sys.stderr)
-    cost = watch.ledger.cost() if watch.ledger is not None else None
-    spent = f", cost so far {cost:.2f}" if cost is not None else ""
-    outcome = tell_outcome(code, plan.place.runs, began)
-    notifier.send(f"'{watch.job}' {outcome} ({duration(time.time() - began)}{spent})")
-    # Who stops a run from outside takes the machine away himself, or wants it for something else.
-    interrupted = ending.asked_by is not None or (code == STOPPED and ending.stopped_for is None)
-    if provider is not None and not interrupted:
-        stop_pod(provider, notifier)
+    try:
+        say_ending(plan, watch, ending, notifier, code)
+        cost = watch.ledger.cost() if watch.ledger is not None else None
+        spent = f", cost so far {cost:.2f}" if cost is not None else ""
+        outcome = tell_outcome(code, plan.place.runs, began)
+        notifier.send(f"'{watch.job}' {outcome} ({duration(time.time() - began)}{spent})")
+    except Exception:  # words: the pod's stop must not wait for them
+        say(f"{traceback.format_exc()}warning: how it ended cannot be told in full")
+    if provider is not None:
+        reason = why_left(watch, ending, code)
+        if reason is None:
+            stop_pod(provider, notifier)
+        else:
+            leave(reason, notifier)
     notifier.flush(1.5 if ending.asked_by else 6)
     return code
 
 
-def stop_pod(provider: Provider, notifier: Notifier) -> None:
-    """Stop the pod, or say plainly that it still runs. Notices go first: afterwards nobody may be left to send them."""
-    notifier.send("stopping the pod")
-    notifier.flush(6)
-    try:
-        name = provider.stop()
-    except StopFailed as error:
-        text = f"THE POD COULD NOT BE STOPPED: IT STILL RUNS AND COSTS MONEY. Stop it by hand ({error})"
-        print(f"error: {text}", file=sys.stderr)
-        notifier.send(text)
-    else:
-        print(f"the pod is being stopped through {name}", file=sys.stderr)
+def say_ending(plan: Plan, watch: Watch, ending: Ending, notifier: Notifier, code: int) -> None:
+    """Say what training cannot say of its own end."""
+    if ending.stopped_for is not None:
+        say(f"stopped by the supervisor: {ending.stopped_for}")
+        notifier.send(f"'{watch.job}' was stopped: {ending.stopped_for}")
+    elif ending.asked_by is not None and ending.killed:
+        text = f"the run did not end within {plan.grace:g} s of {ending.asked_by} and was killed"
+        say(f"warning: {text}; the newest checkpoint is what is left")
+    elif code > 128 and ending.asked_by is None:
+        try:
+            name = signal.Signals(code - 128).name
+        except ValueError:  # a program may leave with any code
+            name = f"exit code {code}"
+        reason = " (most often: out of memory)" if name == "SIGKILL" else ""
+        say(f"error: the run was ended by {name}{reason}; start it again to go on")
+
+
+def why_left(watch: Watch, ending: Ending, code: int) -> str | None:
+    """Why the pod is not stopped after all, or None."""
+    # Who sends SIGTERM or SIGINT takes the machine away himself, or wants it for something else. SIGHUP is nobody's
+    # wish: the connection was lost. And where a run had to be ended from here, it was not the signal that ended it.
+    if ending.asked_by in ("SIGTERM", "SIGINT") and ending.stopped_for is None:
+        return f"{ending.asked_by} from outside was the end"
+    # As with a mistake found here: a person at a terminal is about to try again.
+    if code == RecPodError.exit_code and not watch.trained and at_terminal():
+        return "a mistake before training began, at a terminal"
+    return None

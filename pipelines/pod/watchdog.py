@@ -1,4 +1,4 @@
-"""Does the run still move? Processor, GPU, events, checkpoints of the whole process tree, seen every few seconds."""
+"""Does the run still move? Processor, GPU and events of the whole process tree, seen every few seconds."""
 
 from __future__ import annotations
 
@@ -81,45 +81,50 @@ class GpuProbe:
 
 @dataclass
 class SignsOfLife:
-    """When a process tree last did something.
+    """When a process tree last did something. Files on the volume are no sign: other pods' runs write there as well.
 
     Attributes:
         pid: the tree's first process.
-        runs: folder of all runs, whose newest event files and checkpoints are watched.
-        heartbeat: file that training touches; it is touched here as well when another sign is seen, so that its age
-            says how long nothing has happened.
+        heartbeat: the session's own file, which training touches at every event (a checkpoint is one); it is touched
+            here as well when another sign is seen, so that its age says how long nothing has happened.
         gpu: asked when there is no other sign.
         clock: seconds, for tests.
+        told: training has told of an event: it has begun.
     """
 
     pid: int
-    runs: Path
     heartbeat: Path
     gpu: GpuProbe = field(default_factory=GpuProbe)
     clock: Callable[[], float] = time.monotonic
+    told: bool = False
 
     def __post_init__(self) -> None:
         self.last_life = self._looked = self.clock()
         self._processor = processor_seconds(self.pid)
-        self._files = self._newest_file()
         self._beat = _changed(self.heartbeat)
 
+    def listen(self) -> bool:
+        """Whether training has told of an event since the last look."""
+        beat = _changed(self.heartbeat)
+        heard, self._beat = beat > self._beat, beat
+        self.told |= heard
+        return heard
+
     def look(self) -> float:
-        """Look now; seconds since the last sign of life."""
-        now = self.clock()
-        processor, files, beat = processor_seconds(self.pid), self._newest_file(), _changed(self.heartbeat)
+        """Look now; seconds since the last sign of life.
+
+        Raises:
+            OSError: the heartbeat cannot be renewed. What was seen is kept: the next look goes on from it.
+        """
+        now, processor = self.clock(), processor_seconds(self.pid)
         worked = processor - self._processor >= BUSY_CORES * max(now - self._looked, 1e-9)
-        alive = worked or files != self._files or beat != self._beat or self.gpu.busy()
-        self._processor, self._files, self._looked = processor, files, now
+        alive = self.listen() or worked or self.gpu.busy()
+        self._processor, self._looked = processor, now
         if alive:
             self.last_life = now
             self.heartbeat.touch()
-        self._beat = _changed(self.heartbeat)
+            self._beat = _changed(self.heartbeat)
         return now - self.last_life
-
-    def _newest_file(self) -> int:
-        files = [*self.runs.glob("*/events.jsonl"), *self.runs.glob("*/checkpoints"), *self.runs.glob("*/metrics.json")]
-        return max((_changed(path) for path in files), default=0)
 
 
 def _changed(path: Path) -> int:

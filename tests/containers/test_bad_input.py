@@ -33,7 +33,16 @@ def one_line(said: str) -> str:
         (["--quickstart"], {"tmpfs": {"/tmp": "", "/workspace": "size=2m"}}, ["GB free", "larger volume"]),
         (["--quickstart"], {"tmpfs": {}}, ["/tmp", "--tmpfs"]),
     ],
-    ids=["no-gpu", "unknown-flag", "unknown-command", "no-recipe", "unknown-model", "no-network", "volume-full", "no-scratch"],
+    ids=[
+        "no-gpu",
+        "unknown-flag",
+        "unknown-command",
+        "no-recipe",
+        "unknown-model",
+        "no-network",
+        "volume-full",
+        "no-scratch",
+    ],
 )
 def test_a_mistake_is_one_line_with_a_remedy(
     start: Start, arguments: list[str], options: dict[str, Any], expected: list[str]

@@ -64,6 +64,15 @@ def test_no_setup_on_an_unsupported_python() -> None:
     assert refused.stderr.startswith("error: --no-setup: /bin/false is not Python 3.11 to 3.12")
 
 
+@pytest.mark.parametrize("flags", [["--no-setup"], []])
+def test_without_a_python_the_pod_stays_and_it_is_said(flags: list[str], tmp_path: Path) -> None:
+    changes = {"RECPOD_PYTHON": "/bin/false", "RECPOD_VENV": str(tmp_path / "none")}
+    left = "the pod still runs and costs money: it cannot be stopped from here"
+    refused = front_door("--stop-pod-when-done", *flags, **changes)
+    assert (refused.returncode, refused.stderr.splitlines()[1:]) == (2, [left])
+    assert front_door(*flags, **changes).stderr.count("\n") == 1
+
+
 def test_no_setup_hands_the_other_arguments_over() -> None:
     refused = front_door("--quickstrt", "--no-setup", RECPOD_PYTHON=sys.executable)
     assert refused.returncode == 2

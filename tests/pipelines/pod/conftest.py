@@ -63,10 +63,15 @@ class Pod:
     root: Path
     work: Path
 
+    @property
+    def temporary(self) -> Path:
+        return self.work.parent / "tmp"
+
     def environment(self, training: str, **changes: str) -> dict[str, str]:
         """A bare environment; a value of "" takes the variable away."""
-        kept = {name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR") if name in os.environ}
+        kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
         fixed = {"HOME": str(self.work), "PYTHONPATH": str(self.root), "RECPOD_TEST_TRAINING": training}
+        fixed["TMPDIR"] = str(self.temporary)  # a pod of its own: sessions know each other by a folder in it
         here = {"RECPOD_SECRETS": str(self.work / "secrets"), "RECPOD_DEVICE": "cpu"}
         return {name: value for name, value in {**kept, **fixed, **here, **changes}.items() if value}
 
@@ -109,6 +114,7 @@ class Pod:
 def pod(tmp_path: Path) -> Pod:
     root, work = tmp_path / "checkout", tmp_path / "work"
     work.mkdir()
+    (tmp_path / "tmp").mkdir()
     (root / "docker").mkdir(parents=True)
     shutil.copytree(ROOT / "entrypoints", root / "entrypoints")
     shutil.copytree(ROOT / "configs", root / "configs")
@@ -153,6 +159,7 @@ class Server:
 
     address: str
     status: Callable[[str, str], int] = lambda method, path: 200
+    stops: bool = True  # a pod that was told to stop is shown as stopped
     asked: list[tuple[str, str, str, str]] = field(default_factory=list)  # method, path, Authorization, body
 
     def messages(self, key: str = "content") -> list[str]:
@@ -163,6 +170,11 @@ class Server:
         """Method and path of everything that is no notice."""
         return [(method, path) for method, path, _, _ in self.asked if not path.startswith("/hook")]
 
+    def shown(self) -> bytes:
+        """The pod as the provider shows it."""
+        over = self.stops and any(method == "POST" and path.endswith("/stop") for method, path in self.calls())
+        return json.dumps({"id": "pod1", "desiredStatus": "EXITED" if over else "RUNNING"}).encode()
+
 
 @pytest.fixture
 def server() -> Iterator[Server]:
@@ -172,7 +184,7 @@ def server() -> Iterator[Server]:
             record.asked.append((self.command, self.path, self.headers.get("Authorization", ""), body))
             self.send_response(record.status(self.command, self.path))
             self.end_headers()
-            self.wfile.write(b"{}")
+            self.wfile.write(record.shown())
 
         do_GET = do_POST = answer
 

@@ -28,6 +28,9 @@ def test_only_named_variables_go_on(tmp_path: Path) -> None:
         "RUNPOD_API_KEY": CANARY,
         "RUNPOD_API_KEY_FILE": "f",
         "RECPOD_WEBHOOK": CANARY,
+        "RECPOD_STOP_COMMAND": f"curl -H {CANARY}",
+        "RECPOD_RUNPOD_API": "http://provider",
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         "RECPOD_SECRETS": str(tmp_path),
     }
     kept = training_environment(given)
@@ -35,12 +38,14 @@ def test_only_named_variables_go_on(tmp_path: Path) -> None:
     assert set(kept) == {
         "PATH",
         "OMP_NUM_THREADS",
+        "CUBLAS_WORKSPACE_CONFIG",
         "https_proxy",
         "RECPOD_DATA",
         "WANDB_MODE",
         "NCCL_DEBUG",
         "RECPOD_SECRETS",
     }
+    assert not {"RECPOD_STOP_COMMAND", "RECPOD_RUNPOD_API"} & set_up_environment(given).keys()
     assert withheld(given) == sorted(given.keys() - kept.keys())
 
 

@@ -12,7 +12,7 @@ from pipelines.config import model_names
 from pipelines.data.datasets import dataset_files
 from pipelines.errors import ConfigError
 from pipelines.pod import checks
-from pipelines.pod.flags import TRAINING_SWITCHES, TRAINING_VALUES, parse
+from pipelines.pod.flags import TRAINING_SWITCHES, TRAINING_VALUES, parse, wants_stop
 from pipelines.pod.plan import make_plan
 
 
@@ -85,6 +85,23 @@ def test_names_that_do_not_exist_are_named(flags: list[str], said: str) -> None:
 )
 def test_a_job_has_the_same_name_on_every_resume(flags: list[str], job: str) -> None:
     assert parse(flags).job == job
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["--quickstart", "--stop-pod-when-done"], True),
+        (["--stop-pod-when-done=1"], True),
+        (["--stop-pod"], True),
+        (["--model", "--stop-pod-when-done"], True),
+        (["\u2014stop-pod-when-done"], True),  # a word processor's dash
+        (["--stop-pod-when-done=1", "--dry-run"], False),
+        (["--set", "name=stop-pod-when-done"], False),
+        (["--quickstart"], False),
+    ],
+)
+def test_a_wish_to_stop_is_understood_before_the_flags_are(arguments: list[str], wanted: bool) -> None:
+    assert wants_stop(arguments) == wanted
 
 
 def test_a_cap_needs_a_price_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

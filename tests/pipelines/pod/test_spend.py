@@ -30,8 +30,8 @@ def clock() -> Clock:
     return Clock()
 
 
-def begin(runs: Path, clock: Clock, job: str = "ml1m", *, pod: bool = True, anew: bool = False) -> Ledger:
-    return open_ledger(runs, job, price_per_hour=3600.0, contained=pod, anew=anew, clock=clock)
+def begin(runs: Path, clock: Clock, job: str = "ml1m", *, pod: bool = True) -> Ledger:
+    return open_ledger(runs, job, price_per_hour=3600.0, contained=pod, clock=clock)
 
 
 @pytest.fixture
@@ -97,11 +97,38 @@ def test_a_session_that_was_killed_keeps_what_it_had_saved(
     assert begin(tmp_path, clock).seconds() == 130
 
 
-def test_a_run_begun_anew_counts_anew(tmp_path: Path, clock: Clock, rented: dict[str, float]) -> None:
+def test_a_run_begun_anew_is_still_paid_for(pod: Pod) -> None:
+    """As a cloud's automatic restart would do it: the same flags every time, without end."""
+    flags = ("--resume", "never", "--max-cost", "1", "--price-per-hour", "3600")
+    first = pod.run(*flags, training="time.sleep(1.05)")
+    assert first.returncode == 0, first.stderr
+    (pod.work / "seen.json").unlink()
+    again = pod.run(*flags)
+    assert again.returncode == 2 and "'quickstart' has cost 1." in again.stderr
+    assert not pod.started()
+    (pod.work / "runs" / ".pod" / "spend.json").unlink()  # what the message says
+    assert pod.run(*flags).returncode == 0
+    assert pod.started()
+
+
+def test_what_an_older_ledger_set_aside_counts_again(tmp_path: Path, clock: Clock, rented: dict[str, float]) -> None:
     begin(tmp_path, clock).save()
-    clock.now += 1
-    assert begin(tmp_path, clock, anew=True).seconds() == 1
-    assert begin(tmp_path, clock).seconds() == 1
+    path = tmp_path / ".pod" / "spend.json"
+    content = json.loads(path.read_text())
+    content["sessions"][0]["set_aside"] = True
+    path.write_text(json.dumps(content))
+    assert begin(tmp_path, clock).seconds() == 100
+
+
+def test_only_the_first_of_several_nodes_counts(pod: Pod) -> None:
+    """The price is that of all together, and they may share the volume."""
+    (pod.root / "entrypoints" / "launch.sh").write_text("#!/bin/bash\nenv >environment.$2\nsleep 0.5\n")
+    flags = ("--nodes", "2", "--rendezvous", "host:1", "--max-cost", "9", "--price-per-hour", "1", "--node-rank")
+    nodes = [pod.start("--processes", str(rank + 1), *flags, str(rank)) for rank in (0, 1)]
+    assert [node.communicate(timeout=30)[1] for node in nodes] == ["", ""]
+    assert len(json.loads((pod.work / "runs" / ".pod" / "spend.json").read_text())["sessions"]) == 1
+    found = {path.name: "RECPOD_RENT_SECONDS" in path.read_text() for path in pod.work.glob("environment.*")}
+    assert sorted(found.values()) == [False, True], found
 
 
 def test_at_home_only_the_session_counts(tmp_path: Path, clock: Clock) -> None:
@@ -117,11 +144,33 @@ def test_a_cap_that_is_reached_is_refused(tmp_path: Path, clock: Clock, rented: 
         ledger.check_cap(100)
     assert str(refused.value) == (
         f"--max-cost 100: 'ml1m' has cost 100.00 already (rental and earlier sessions, {tmp_path}/.pod/spend.json). "
-        "raise it, or begin the run anew with --resume never (this pod alone has cost 100.00)."
+        "raise it, or delete that file to count from zero again (this pod alone has cost 100.00)."
     )
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"sessions": [{"job": 1}]}'])
+ROW = {"session": "s", "job": "ml1m", "rental": "r", "begin": 1.0, "end": 2.0, "price_per_hour": 1.0}
+WRONG = [
+    {"begin": "1"},
+    {"end": None},
+    {"end": True},
+    {"end": 0.5},
+    {"end": float("nan")},
+    {"end": 10**400},
+    {"job": 7},
+    {"rental": []},
+    {"price_per_hour": "1"},
+    {"price_per_hour": -1},
+]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("{", "[]", '"sessions"', '{"sessions": 3}', '{"sessions": ["s"]}', '{"sessions": {"a": 1}}'),
+        '{"sessions": [{"job": 1}]}',
+        *(json.dumps({"sessions": [ROW | wrong]}) for wrong in WRONG),
+    ],
+)
 def test_a_file_that_is_no_ledger_is_not_overwritten(tmp_path: Path, clock: Clock, text: str) -> None:
     path = tmp_path / ".pod" / "spend.json"
     path.parent.mkdir()
@@ -129,6 +178,17 @@ def test_a_file_that_is_no_ledger_is_not_overwritten(tmp_path: Path, clock: Cloc
     with pytest.raises(RunError, match="this is no spend ledger. move it away"):
         begin(tmp_path, clock)
     assert path.read_text() == text
+
+
+def test_a_ledger_of_other_types_is_one_line(pod: Pod) -> None:
+    path = pod.work / "runs" / ".pod" / "spend.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"sessions": [ROW | {"job": "quickstart", "end": "2"}]}))
+    done = pod.run("--price-per-hour", "1")
+    assert done.returncode == 2
+    assert (
+        done.stderr.startswith("error: runs/.pod/spend.json: this is no spend ledger.") and done.stderr.count("\n") == 1
+    )
 
 
 def test_two_at_once_lose_nothing(tmp_path: Path, clock: Clock, rented: dict[str, float]) -> None:
@@ -166,9 +226,10 @@ def test_training_is_told_what_was_paid_and_the_overdraft_ends_it(pod: Pod, serv
     start = time.monotonic()
     second = pod.start(*flags, training="print(os.environ['RECPOD_RENT_SECONDS'], flush=True)\ntime.sleep(60)")
     out, err = second.communicate(timeout=30)
-    assert float(out) > paid + 0.6
+    assert float(out) > paid + 0.5  # each told to a tenth
     assert second.returncode == 75 and time.monotonic() - start < 20
-    assert "stopped by the supervisor: spend: " in err and "of a cap of 2 (--max-cost)" in err
+    assert "stopped by the supervisor: spend: " in err
+    assert "of a cap of 2 (--max-cost); 1.1 times the cap, and no end yet" in err
     assert any("% of its cap of 2" in text for text in server.messages())
     third = pod.run(*flags)
     assert third.returncode == 2

@@ -1,4 +1,4 @@
-"""Idle is when nothing moves: neither processor nor GPU, nor events, checkpoints or the heartbeat."""
+"""Idle is when nothing moves: neither processor nor GPU, nor the session's own heartbeat."""
 
 from __future__ import annotations
 
@@ -21,12 +21,7 @@ MOVING = {
         "subprocess.run([sys.executable, '-c', 'import time\\nwhile time.monotonic() < %f: sum(range(9999))' % end], "
         "start_new_session=True)"
     ),
-    "events": "while time.monotonic() < end: pathlib.Path('runs/x/events.jsonl').touch(); time.sleep(0.1)",
     "heartbeat": "while time.monotonic() < end: pathlib.Path(os.environ['RECPOD_HEARTBEAT']).touch(); time.sleep(0.1)",
-    "checkpoints": (
-        "n = 0\nwhile time.monotonic() < end:\n    n += 1\n"
-        "    os.makedirs(f'runs/x/checkpoints/step-{n}')\n    time.sleep(0.2)"
-    ),
 }
 
 
@@ -60,6 +55,20 @@ def test_a_tracker_s_files_do_not_count(pod: Pod) -> None:
     (pod.work / "runs" / "x" / "wandb").mkdir(parents=True)
     training = "while True: pathlib.Path('runs/x/wandb/log').touch(); time.sleep(0.2)"
     assert pod.run(*IDLE, training=training).returncode == 75
+
+
+def test_other_runs_on_the_volume_do_not_count(pod: Pod) -> None:
+    """Another pod trains there."""
+    (pod.work / "runs" / "other" / "checkpoints").mkdir(parents=True)
+    process = pod.start(*IDLE, training="time.sleep(20)")
+    number = 0
+    while process.poll() is None:
+        number += 1
+        (pod.work / "runs" / "other" / "events.jsonl").touch()
+        (pod.work / "runs" / "other" / "checkpoints" / f"step-{number}").mkdir()
+        time.sleep(0.1)
+    process.communicate()
+    assert process.returncode == 75
 
 
 def test_set_up_that_hangs_is_stopped(pod: Pod) -> None:
@@ -109,15 +118,15 @@ def test_the_heartbeat_s_age_is_the_time_without_life(tmp_path: Path, monkeypatc
     sleeper = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     time.sleep(0.5)  # its own start is no idleness
     with heartbeat.heartbeat() as beat:
-        signs = SignsOfLife(sleeper.pid, tmp_path, beat)
+        signs = SignsOfLife(sleeper.pid, beat)
         born = beat.stat().st_mtime
         time.sleep(0.3)
         assert 0.3 <= signs.look() < 5
         assert beat.stat().st_mtime == born
         assert heartbeat.stale(born + 61, 60) and not heartbeat.stale(born + 59, 60)
-        (tmp_path / "run").mkdir()
-        (tmp_path / "run" / "events.jsonl").touch()
-        assert signs.look() == 0
+        assert not signs.told
+        beat.touch()  # as an event of training does
+        assert signs.look() == 0 and signs.told
         assert beat.stat().st_mtime > born
         (tmp_path / "beats" / "heartbeat-999999999").touch()  # of a session that was killed
         assert len(heartbeat.ages(time.time())) == 1
@@ -130,7 +139,7 @@ def test_the_heartbeat_s_age_is_the_time_without_life(tmp_path: Path, monkeypatc
 
 def test_a_gpu_question_is_never_waited_for(tmp_path: Path) -> None:
     slow = tmp_path / "smi"
-    slow.write_text("#!/bin/sh\necho $$ >pid\nsleep 30\n")
+    slow.write_text(f"#!/bin/sh\necho $$ >{tmp_path}/pid\nsleep 30\n")
     slow.chmod(0o755)
     probe = GpuProbe([str(slow)])
     begin = time.monotonic()
