@@ -49,12 +49,16 @@ def load_recbole() -> None:
             setattr(np, name, type_)
     if "ray" not in sys.modules and importlib.util.find_spec("ray") is None:
         _stand_in_for_ray()
+    anomalies = torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()
     try:
+        import recbole.model.sequential_recommender
         import recbole.quick_start  # noqa: F401
         import recbole.trainer.trainer as trainer
     except ModuleNotFoundError as error:
         fix = "install the extra `data`: ./entrypoints/setup.sh"
         raise MachineError(f"the engine recbole needs the package {error.name}", where="engine", fix=fix) from error
+    finally:  # its file sine.py switches anomaly detection on for the whole process, which slows every backward pass
+        torch.autograd.set_detect_anomaly(*anomalies)
     if not isinstance(trainer.torch, _TrustingTorch):
         trainer.torch = _TrustingTorch("torch")
 

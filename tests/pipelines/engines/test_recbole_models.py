@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from pipelines.engines.recbole_data import NAME, RecBoleTask, training_loader, w
 from pipelines.engines.recbole_environment import undisturbed
 from pipelines.engines.recbole_models import options_of, recbole_model, run_recbole
 from pipelines.errors import ConfigError
+from pipelines.run_folder import ROOT
 from tests.pipelines.engines.conftest import recbole_values
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -143,3 +146,12 @@ def test_recbole_s_negatives_are_refused_by_name(store: SequenceStore, tmp_path:
         _, loader = training_loader(config)
         with pytest.raises(ConfigError, match="train_neg_sample_args: RecPodSASRec draws its negatives itself"):
             cls(config, loader._dataset)
+
+
+def test_the_process_keeps_its_own_anomaly_detection() -> None:
+    """RecBole's SINE switches it on while it is imported, for everything that trains in the process."""
+    script = (
+        "import torch; from pipelines.engines.recbole_environment import load_recbole, sequential_models; "
+        "load_recbole(); assert 'SINE' in sequential_models(); assert not torch.is_anomaly_enabled()"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
