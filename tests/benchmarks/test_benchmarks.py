@@ -220,11 +220,12 @@ def test_a_recipe_without_a_gate_is_refused(tmp_path: Path) -> None:
 # --- ML-1M ---
 
 
-def finished_run(folder: Path, query_time: str, hr: float, ndcg: float) -> Path:
+def finished_run(folder: Path, query_time: str, hr: float, ndcg: float, model: str = "ss4rec") -> Path:
     folder.mkdir()
     test, popularity = {"HR@10": hr, "NDCG@10": ndcg}, {"HR@10": 0.04, "NDCG@10": 0.02}
     metrics = {
         "protocol": {"name": "loo-full-masked", "query_time": query_time, "catalogue_items": 3706},
+        "model": {"name": model},
         "valid": {"HR@10": 0.3, "NDCG@10": 0.19},
         "test": test,
         "baselines": {"popularity": popularity},
@@ -252,7 +253,7 @@ def test_ml1m_reports_aware_and_blind_apart(tmp_path: Path) -> None:
         and "1.50/1.50 h" in aware["unit"]
     )
     assert aware["runs"]["configurations_tried"] == 7 and len(aware["runs"]["runs"]) == 2
-    assert aware["target"] == "> 0.20 (and HR@10 > 0.25)" and "model.query_time=blind" in blind["command"]
+    assert aware["target"] == "> 0.2 (and HR@10 > 0.25)" and "model.query_time=blind" in blind["command"]
 
 
 def test_ml1m_needs_both_metrics(tmp_path: Path) -> None:
@@ -260,6 +261,13 @@ def test_ml1m_needs_both_metrics(tmp_path: Path) -> None:
         [str(finished_run(tmp_path / "run", "aware", 0.24, 0.25)), "--tried", "1", "--out", str(tmp_path / "out")]
     )
     assert results(tmp_path / "out")["front-ml1m-aware"]["met"] is False
+
+
+def test_each_model_has_its_own_claim_and_targets(tmp_path: Path) -> None:
+    run = finished_run(tmp_path / "run", "blind", 0.31, 0.178, "sasrec")
+    ml1m.main([str(run), "--tried", "1", "--out", str(tmp_path / "out")])
+    found = results(tmp_path / "out")["sasrec-ml1m-blind"]
+    assert found["met"] and found["target"] == "> 0.1779 (and HR@10 > 0.3058)" and "sasrec-ml1m" in found["command"]
 
 
 def test_ml1m_refuses_a_run_that_is_not_evaluated(tmp_path: Path) -> None:
