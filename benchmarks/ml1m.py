@@ -7,8 +7,8 @@
     python -m benchmarks.ml1m runs/sasrec-ml1m --tried N
 
 Which run is which stands in its own metrics and protocol card. Several runs of one kind (seeds) are all kept; their
-mean is the value. ``--tried`` says how many configurations were compared, on validation only, before this one was chosen.
-Writes ``front-ml1m-aware``, ``front-ml1m-blind`` and ``sasrec-ml1m-blind``.
+mean is the value. ``--tried`` says how many configurations were compared, on validation only, before this one was
+chosen. Writes ``front-ml1m-aware``, ``front-ml1m-blind`` and ``sasrec-ml1m-blind``.
 """
 
 from __future__ import annotations
