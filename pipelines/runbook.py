@@ -296,7 +296,7 @@ def logged(config: RunConfig, folder: RunFolder, console: Console, resume: Path 
         console.print(f"resuming from {resume}")
     events.cut_back(step)  # what was logged after the checkpoint will be logged again
     tracker = open_trackers(
-        config.tracking, run_name=config.name, config=config.resolved(), folder=folder.path, resume_ids=ids
+        config.tracking, run_name=folder.path.name, config=config.resolved(), folder=folder.path, resume_ids=ids
     )
     progress = open_progress(console, price_per_hour=config.guards.price_per_hour)
     status: Status = "failed"

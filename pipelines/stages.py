@@ -205,8 +205,9 @@ def ask(
     *,
     protocol: Protocol | None = None,
     stop: StopSignal | None = None,
+    queries_per_ranking: int = 8192,
 ) -> Evaluation:
-    """Evaluate ``task`` on the ``valid`` or ``test`` queries."""
+    """Evaluate ``task`` on the ``valid`` or ``test`` queries, the states of so many at a time."""
 
     def between_batches() -> None:
         beat()
@@ -221,6 +222,7 @@ def ask(
         max_length=config.loader.max_length,
         device=next(iter(task.state_dict().values())).device,
         tokens_per_batch=config.loader.tokens_per_batch,
+        queries_per_ranking=queries_per_ranking,
         between_batches=between_batches,
         world=this_world(),
     )

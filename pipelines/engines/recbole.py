@@ -11,11 +11,9 @@ A checkpoint is written after each validation, random states included: a run tha
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,12 +36,8 @@ from pipelines.evaluation.evaluator import write_ranks
 from pipelines.run_folder import RunFolder, code_digest, read_json, write_json
 from pipelines.training.checkpoint import load_checkpoint, sweep_checkpoints
 from pipelines.training.distributed import this_world
-from pipelines.training.events import EventLog
-from pipelines.training.progress import open_progress
-from pipelines.training.run_log import RunLog
-from pipelines.training.signals import Interrupted, StopSignal
+from pipelines.training.signals import StopSignal
 from pipelines.training.state import check_identity, load_best
-from pipelines.training.tracking import Status, open_trackers
 
 # RecBole's key -> where the recipe says it.
 _RECIPE_KEYS = {
@@ -129,10 +123,9 @@ def _train_and_evaluate(config: RunConfig, folder: RunFolder, console: Console, 
     saved = load_checkpoint(newest) if newest else None
     if saved is not None and newest is not None:
         check_identity(saved, identity, newest)
-        console.print(f"resuming from {newest}")
     provenance = [*(saved["provenance"] if saved else []), runbook.record(config, folder)]
     provenance = [entry for place, entry in enumerate(provenance) if entry not in provenance[:place]]
-    with tempfile.TemporaryDirectory() as scratch, _logged(config, folder, console, saved) as log:
+    with tempfile.TemporaryDirectory() as scratch, runbook.logged(config, folder, console, newest) as log:
         with undisturbed(folder.path / "tensorboard"):
             made = make_model(config, prepared, Path(scratch))
             loop = EpochLoop(
@@ -248,34 +241,3 @@ def recbole_values(config: RunConfig, scratch: Path) -> dict[str, Any]:
         "topk": [10],
         "valid_metric": "NDCG@10",
     }
-
-
-@contextlib.contextmanager
-def _logged(
-    config: RunConfig, folder: RunFolder, console: Console, saved: Mapping[str, Any] | None
-) -> Iterator[RunLog]:
-    """Event file, trackers and progress, cut back to the checkpoint that is resumed and closed with the run's fate."""
-    events = EventLog(folder.events)
-    events.cut_back(saved["state"]["step"] if saved else -1)
-    tracker = open_trackers(
-        config.tracking,
-        run_name=folder.path.name,
-        config=config.resolved(),
-        folder=folder.path,
-        resume_ids=saved["tracker_ids"] if saved else {},
-    )
-    progress = open_progress(console, price_per_hour=config.guards.price_per_hour)
-    status: Status = "failed"
-    try:
-        yield RunLog(events, tracker, progress)
-        status = "finished"
-    except Interrupted:
-        status = "interrupted"
-        raise
-    except RecPodError as error:
-        events.write("failure", step=-1, epoch=-1, message=str(error))
-        raise
-    finally:
-        progress.close()
-        tracker.finish(status)
-        events.close()

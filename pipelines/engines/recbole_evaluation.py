@@ -12,12 +12,11 @@ from pipelines.config import RunConfig
 from pipelines.data.splits import make_split
 from pipelines.engines.recbole_data import RecBoleTask
 from pipelines.evaluation.baselines import baselines
-from pipelines.evaluation.evaluator import Evaluation, evaluate, shuffle_ties
+from pipelines.evaluation.evaluator import Evaluation, shuffle_ties
 from pipelines.evaluation.protocols import Protocol
 from pipelines.evaluation.ranking import EvaluatedTask
 from pipelines.evaluation.significance import intervals
 from pipelines.gates import apply_gates, gate_terms
-from pipelines.training.run_log import beat
 from pipelines.training.signals import StopSignal
 from pipelines.training.state import TrainState
 
@@ -44,23 +43,8 @@ def ask(
     stop: StopSignal | None = None,
 ) -> Evaluation:
     """As :func:`pipelines.stages.ask`, with so few queries at a time that their scores fit."""
-
-    def between_batches() -> None:
-        beat()
-        if stop is not None:
-            stop.raise_if_requested()
-
-    return evaluate(
-        task,
-        prepared.store,
-        getattr(prepared.split, part),
-        protocol=protocol or prepared.protocol,
-        max_length=config.loader.max_length,
-        device=next(iter(task.state_dict().values())).device,
-        tokens_per_batch=config.loader.tokens_per_batch,
-        queries_per_ranking=max(1, _SCORES // prepared.store.num_items),
-        between_batches=between_batches,
-    )
+    few = max(1, _SCORES // prepared.store.num_items)
+    return stages.ask(config, prepared, task, part, protocol=protocol, stop=stop, queries_per_ranking=few)
 
 
 def evaluate_model(
