@@ -106,7 +106,16 @@ stop() {
     sleep 0.5
   done
   ((attempt < 60)) || die "the container engine (process $pid) does not end"
+  release_mounts
   rm -rf "$STATE"
+}
+
+# An engine that ends leaves the mount of its network name space (run/netns/default) behind; a folder with a mount in it
+# cannot be removed.
+release_mounts() {
+  local folder
+  while read -r folder; do umount --lazy "$folder"; done < \
+    <(awk -v under="$(readlink -f "$STATE")/" 'index($5, under) == 1 { print $5 }' /proc/self/mountinfo | sort -r)
 }
 
 main "$@"
