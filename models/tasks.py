@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from models.batch import SequenceBatch
-from models.losses import LossOptions, PopularitySampler, compute_loss
+from models.losses import LossOptions, PopularitySampler, Seen, compute_loss
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,17 @@ class Retrieval(nn.Module):
 
     def loss(self, batch: SequenceBatch) -> LossOutput:
         """The training loss over all positions of the batch that have a target."""
-        states, targets = self.token_states(batch), batch.targets  # [T, D], [T]
+        states, targets, chosen = self.token_states(batch), batch.targets, None  # [T, D], [T]
         if not batch.all_targets:  # choosing tokens makes a GPU wait; a training batch has a target at every one
-            states, targets = states[targets > 0], targets[targets > 0]
+            chosen = targets > 0
+            states, targets = states[chosen], targets[chosen]
+        seen = Seen.of_rows(batch.items, batch.offsets, chosen) if self.loss_options.exclude_seen else None
+        return LossOutput(self.catalogue_loss(states, targets, seen), targets.numel())
+
+    def catalogue_loss(self, states: Tensor, targets: Tensor, seen: Seen | None) -> Tensor:
+        """The summed loss of ``targets`` ``[M]`` for ``states`` ``[M, D]``; ``seen`` where the loss leaves it out."""
         table, generator = self.item_embedding.weight, default_generator(states.device)
-        total = compute_loss(self.loss_options, states, table, targets, generator, self.popularity)
-        return LossOutput(total, targets.numel())
+        return compute_loss(self.loss_options, states, table, targets, generator, self.popularity, seen)
 
     def encode(self, batch: SequenceBatch) -> Tensor:
         """The state of each row's newest token, ``[U, D]``."""

@@ -184,6 +184,8 @@ class RunConfig(BaseModel):
         for key in ("item_l2", "decay_rate", "decay_epochs"):  # came later, as below
             if values["optimizer"][key] == getattr(OptimizerOptions, key):
                 del decisive["optimizer"][key]
+        if not values["model"]["loss"].get("exclude_seen"):  # came later too
+            values["model"]["loss"].pop("exclude_seen", None)
         training = {
             key: values["training"][key] for key in ("accumulate", "grad_clip", "precision", "eval_every", "select")
         }

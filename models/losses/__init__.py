@@ -10,10 +10,12 @@ from models.losses.full import full_softmax
 from models.losses.options import LossOptions, compute_loss
 from models.losses.sampled import bpr, sampled_softmax
 from models.losses.samplers import PopularitySampler, in_batch_negatives, uniform_negatives
+from models.losses.seen import Seen
 
 __all__ = [
     "LossOptions",
     "PopularitySampler",
+    "Seen",
     "binary_cross_entropy",
     "bpr",
     "compute_loss",

@@ -16,6 +16,7 @@ from models.losses.gradients import (
     wide_dtype,
     with_gradients,
 )
+from models.losses.seen import Seen
 
 # Where no logit can leave [-40, 40], exponentials and the sum of 1e15 of them fit float32 and bfloat16 without
 # subtracting the row's maximum first, which saves two passes over the logits (10 of 70 ms at 12,000 x 3,707).
@@ -28,6 +29,7 @@ def full_softmax(
     table: Tensor,
     targets: Tensor,
     *,
+    seen: Seen | None = None,
     chunk: int | None = None,
     precision: Precision = "auto",
 ) -> Tensor:
@@ -43,17 +45,26 @@ def full_softmax(
         states: ``[M, D]``, only the tokens that have a target; M may be 0.
         table: ``[num_items + 1, D]``; row 0 is padding: never a candidate, its gradient is zero.
         targets: ``[M]`` int64, 1 .. num_items.
+        seen: items that are no candidates of a token, each token's own history; its target always is one.
         chunk: tokens whose logits are held at a time; None chooses by the catalogue and the device.
         precision: of the matrix products; see :func:`models.losses.gradients.compute_dtype`.
 
     Returns:
         Scalar sum, float32 (float64 for float64 states). It can be differentiated once.
     """
-    return with_gradients(states, table, lambda wanted: _full_softmax(states, table, targets, chunk, precision, wanted))
+    return with_gradients(
+        states, table, lambda wanted: _full_softmax(states, table, targets, seen, chunk, precision, wanted)
+    )
 
 
 def _full_softmax(
-    states: Tensor, table: Tensor, targets: Tensor, chunk: int | None, precision: Precision, wanted: Wanted
+    states: Tensor,
+    table: Tensor,
+    targets: Tensor,
+    seen: Seen | None,
+    chunk: int | None,
+    precision: Precision,
+    wanted: Wanted,
 ) -> LossAndGradients:
     dtype, wide = compute_dtype(states, precision), wide_dtype(states)
     narrow_states, candidates = states.to(dtype), table[1:].to(dtype)  # [M, D], [V, D]
@@ -74,8 +85,10 @@ def _full_softmax(
         exponentials = product[:count]  # [C, V]
         target_logit = _target_logits(chunk_states, candidates, column, wide)  # [C, 1]
         torch.mm(pad_rows(chunk_states, len(product)), candidates.t(), out=product)
+        if seen is not None:
+            exponentials.scatter_(1, seen.columns(rows), float("-inf"))
         if shift:
-            maximum = exponentials.amax(1, keepdim=True)
+            maximum = torch.maximum(exponentials.amax(1, keepdim=True), target_logit.to(dtype))
             exponentials.sub_(maximum)
             target_logit = target_logit - maximum
         exponentials.exp_()

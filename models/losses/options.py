@@ -13,6 +13,7 @@ from models.losses.full import full_softmax
 from models.losses.gradients import PRECISIONS, Precision
 from models.losses.sampled import bpr, sampled_softmax
 from models.losses.samplers import PopularitySampler, in_batch_negatives, uniform_negatives
+from models.losses.seen import Seen
 
 LossName = Literal["softmax", "sampled_softmax", "bce", "gbce", "bpr"]
 SamplerName = Literal["uniform", "popularity", "in_batch"]
@@ -40,6 +41,9 @@ class LossOptions:
     token. sampled_softmax always shares, bpr never does."""
     calibration: float = 0.75
     """gbce's t, 0 to 1: 0 is bce, 1 gives probabilities that are not inflated by sampling."""
+    exclude_seen: bool = False
+    """softmax: what a user has seen is no candidate, as where evaluation masks it; the model then spends nothing on
+    telling seen items from unseen ones. For data in which users do not come back to an item."""
     precision: Precision = "auto"
     """Of the matrix products: ``float32``, ``bfloat16``, or ``auto``: bfloat16 where the machine multiplies it in
     hardware. Not used where every token has negatives of its own."""
@@ -60,6 +64,10 @@ class LossOptions:
             raise ValueError(f"calibration must lie between 0 and 1, not {self.calibration}")
         if self.name == "gbce" and self.sampler != "uniform":
             raise ValueError(f"sampler must be uniform with gbce, not {self.sampler!r}: use bce or sampled_softmax")
+        if self.exclude_seen and self.name != "softmax":
+            raise ValueError(
+                f"exclude_seen is for softmax, not {self.name}: its negatives are drawn for all users alike"
+            )
         if self.share_negatives and self.name == "bpr":
             raise ValueError("share_negatives is not for bpr: each of its tokens has negatives of its own")
 
@@ -76,6 +84,7 @@ def compute_loss(
     targets: Tensor,
     generator: torch.Generator,
     popularity: PopularitySampler | None = None,
+    seen: Seen | None = None,
 ) -> Tensor:
     """The loss of the tokens that have a target, summed.
 
@@ -86,15 +95,20 @@ def compute_loss(
         targets: ``[M]`` int64, 1 .. num_items.
         generator: of the negatives; "softmax" draws nothing from it.
         popularity: needed where ``options.sampler`` is "popularity", and by sampled_softmax where it is "in_batch".
+        seen: the tokens' histories, needed where ``options.exclude_seen``.
 
     Returns:
         Scalar sum, to be divided by the number of tokens; differentiable once.
 
     Raises:
-        ValueError: popularity sampling, or a correction for it, asked for without the sampler.
+        ValueError: popularity sampling, or a correction for it, asked for without the sampler; seen items to be
+            left out and no histories.
     """
+    if options.exclude_seen and seen is None:
+        raise ValueError("exclude_seen needs the tokens' histories")
     if options.name == "softmax":
-        return full_softmax(states, table, targets, chunk=options.chunk, precision=options.precision)
+        excluded = seen if options.exclude_seen else None
+        return full_softmax(states, table, targets, seen=excluded, chunk=options.chunk, precision=options.precision)
     negatives = _draw(options, table.shape[0] - 1, targets, generator, popularity)
     if options.name == "bpr":
         return bpr(states, table, targets, negatives, chunk=options.chunk)
