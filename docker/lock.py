@@ -32,10 +32,13 @@ LOCKS = ROOT / "docker" / "locks"
 MACHINES: dict[Kind, tuple[str, ...]] = {"cpu": ("x86_64", "aarch64"), "cuda": ("x86_64",)}
 # recbole tunes hyper-parameters with ray and nothing else; it is larger than all the rest.
 NEVER = ["ray ; sys_platform == 'never'"]
+# torchrec asks for the CUDA build (0.5 GB); fbgemm-gpu-cpu brings the same module.
+NEVER_ON_CPU = ["fbgemm-gpu ; sys_platform == 'never'"]
 TITLES = {
     "cpu": "Core and extras tracking and data, without torch (torch-cpu.txt), on machines without a GPU.",
     "torch-cpu": "The CPU build of torch: the sums of its wheels for Python 3.11 and 3.12 on x86_64 and aarch64.",
     "test": "Extra test, on top of cpu.txt and torch-cpu.txt.",
+    "hstu": "Extra hstu, on top of cpu.txt and torch-cpu.txt; cuda.txt holds its packages for GPUs.",
     "cuda": "Core and extras tracking, data and cuda, for NVIDIA GPUs. UNTESTED: resolved, never installed.",
     "cuda-test": "Extra test, on top of cuda.txt. UNTESTED.",
     "image": "Extra image, on top of cpu.txt or cuda.txt.",
@@ -77,8 +80,9 @@ class Resolver:
         first, _, minor = PINS["PYTHON_MAX"].rpartition(".")
         machines = " or ".join(f"platform_machine == '{name}'" for name in MACHINES[self.kind])
         environment = f"sys_platform == 'linux' and python_full_version < '{first}.{int(minor) + 1}' and ({machines})"
+        never = NEVER + (NEVER_ON_CPU if self.kind == "cpu" else [])
         lines = ["[project]", 'name = "locks"', 'version = "0"', f'requires-python = ">={PINS["PYTHON_MIN"]}"']
-        lines += ["[tool.uv]", f'environments = ["{environment}"]', f"override-dependencies = {NEVER}"]
+        lines += ["[tool.uv]", f'environments = ["{environment}"]', f"override-dependencies = {never}"]
         lines += [f"constraint-dependencies = {pinned(package_pins(self.kind), self.kind)}"]
         if self.torch_needs:
             lines += ["[[tool.uv.dependency-metadata]]", 'name = "torch"', f'version = "{PINS["TORCH"]}"']
@@ -157,6 +161,7 @@ def make_locks(keep: dict[str, str]) -> dict[str, list[Entry]]:
     cpu, cuda = Resolver("cpu", torch_requirements()), Resolver("cuda")
     locks = {"cpu": cpu.resolve(pinned(base, "cpu"), keep["cpu"])}
     locks["test"] = on_top(cpu, locks["cpu"], extras["test"], keep["test"])
+    locks["hstu"] = on_top(cpu, locks["cpu"], extras["hstu"], keep["hstu"])
     locks["cuda"] = cuda.resolve(pinned([*base, *extras["cuda"]], "cuda"), keep["cuda"])
     locks["cuda-test"] = on_top(cuda, locks["cuda"], extras["test"], keep["cuda-test"])
     locks["image"] = cpu.resolve(pinned(extras["image"], "cpu"), keep["image"])

@@ -6,11 +6,13 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 usage() {
   cat <<'HELP'
-Usage: entrypoints/setup.sh [--test] [--dry-run] [--help]
+Usage: entrypoints/setup.sh [--hstu] [--test] [--dry-run] [--help]
 
 Makes .venv from docker/locks, for this machine: CPU or NVIDIA GPU. A second call does nothing; an interrupted one is
 repaired by the next; two at once wait for each other. pip's own configuration (index, find-links, proxy) is honoured.
 
+  --hstu     also sharded tables, tensor parallel layers and gin files (torchrec, megatron-core, gin-config); an
+             environment for a GPU has them anyway
   --test     also what lint, types and tests need
   --dry-run  say what would be done, and do nothing
   --help     this text
@@ -21,11 +23,10 @@ HELP
 }
 
 main() {
-  WITH_TESTS=no DRY=no
+  EXTRAS=() DRY=no
   parse "$@"
   KIND="$(kind_of_machine)"
-  CORE=("$LOCKS/cpu.txt" "$LOCKS/torch-cpu.txt") TEST="$LOCKS/test.txt"
-  [[ "$KIND" == cpu ]] || CORE=("$LOCKS/cuda.txt" "$LOCKS/cuda-kernels.txt") TEST="$LOCKS/cuda-test.txt"
+  choose_locks
   if [[ "$DRY" == yes ]]; then
     describe
     return
@@ -42,19 +43,34 @@ parse() {
   local argument
   for argument in "$@"; do
     case "$argument" in
-      --test) WITH_TESTS=yes ;;
+      --hstu | --test) EXTRAS+=("${argument#--}") ;;
       --dry-run) DRY=yes ;;
       --help | -h) usage && exit 0 ;;
-      *) die "unknown flag '$argument': entrypoints/setup.sh takes --test, --dry-run and --help" ;;
+      *) die "unknown flag '$argument': entrypoints/setup.sh takes --hstu, --test, --dry-run and --help" ;;
     esac
   done
 }
 
+# A GPU's core lock holds the packages of extra hstu.
+choose_locks() {
+  local extra asked=("${EXTRAS[@]}")
+  EXTRAS=()
+  CORE=("$LOCKS/cpu.txt" "$LOCKS/torch-cpu.txt")
+  declare -gA LOCK_OF=([hstu]="$LOCKS/hstu.txt" [test]="$LOCKS/test.txt")
+  if [[ "$KIND" == cuda ]]; then
+    CORE=("$LOCKS/cuda.txt" "$LOCKS/cuda-kernels.txt")
+    LOCK_OF=([test]="$LOCKS/cuda-test.txt")
+  fi
+  for extra in "${asked[@]}"; do
+    [[ -z "${LOCK_OF[$extra]:-}" ]] || EXTRAS+=("$extra")
+  done
+}
+
 describe() {
-  local python files=("${CORE[@]}")
+  local python extra files=("${CORE[@]}")
   if ready; then note "$VENV is ready: nothing to do" && return; fi
   python="$(pick_python)"
-  [[ "$WITH_TESTS" == no ]] || files+=("$TEST")
+  for extra in "${EXTRAS[@]}"; do files+=("${LOCK_OF[$extra]}"); done
   printf '%s\n' "machine: $KIND" "python: $python" "environment: $VENV" "${files[@]/#"$ROOT/"/lock: }"
 }
 
@@ -63,7 +79,7 @@ describe() {
 stamp_now() { # PART; an environment or a checkout that was moved counts as another one
   case "$1" in
     core) { echo "$VENV" && cat "${CORE[@]}"; } ;;
-    test) cat "$TEST" ;;
+    hstu | test) cat "${LOCK_OF[$1]}" ;;
     project) { echo "$ROOT" && cat "$ROOT/pyproject.toml"; } ;;
   esac | sha256sum
 }
@@ -77,13 +93,15 @@ has_core() {
 }
 
 ready() {
-  has_core && has project && { [[ "$WITH_TESTS" == no ]] || has test; }
+  local extra
+  has_core && has project || return 1
+  for extra in "${EXTRAS[@]}"; do has "$extra" || return 1; done
 }
 
 # --- installing ---
 
 install() {
-  local start=$SECONDS core=present
+  local start=$SECONDS core=present extra
   if ! has_core; then
     core=absent
     make_venv
@@ -94,7 +112,7 @@ install() {
     check_torch
     stamp_now core >"$VENV/.recpod/core"
   fi
-  if [[ "$WITH_TESTS" == yes ]]; then install_test; fi
+  for extra in "${EXTRAS[@]}"; do install_extra "$extra"; done
   if ! has project; then install_project; fi
   if [[ "$core" == absent ]]; then compile_kernels; fi
   rm "$VENV/.recpod/installing"
@@ -135,10 +153,10 @@ install_cpu() {
   install_lock "$LOCKS/cpu.txt"
 }
 
-install_test() {
-  if has test; then return; fi
-  install_lock "$TEST"
-  stamp_now test >"$VENV/.recpod/test"
+install_extra() { # NAME
+  if has "$1"; then return; fi
+  install_lock "${LOCK_OF[$1]}"
+  stamp_now "$1" >"$VENV/.recpod/$1"
 }
 
 # From find-links, else from the CPU index, never from the default index: there the same version is a CUDA build.
@@ -155,7 +173,7 @@ install_cpu_torch() {
 }
 
 install_cuda() {
-  install_lock "$LOCKS/cuda.txt" --no-binary=iopath # iopath is published as source only
+  install_lock "$LOCKS/cuda.txt"
   note "installing mamba-ssm and causal-conv1d"
   # At most ten minutes: their set-up takes a prebuilt wheel for this torch where there is one, else it compiles for long.
   timeout 600 "$VENV/bin/python" -m pip install --quiet --no-deps --require-hashes --no-build-isolation \

@@ -24,7 +24,7 @@ main() {
   esac
   # OpenMP's waiting threads would spin and take the cores from each other.
   export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
-  "$ROOT/entrypoints/setup.sh" --test
+  "$ROOT/entrypoints/setup.sh" --hstu --test
   cd "$ROOT"
   if [[ "$lint" == yes ]]; then run_lint; fi
   exec "$VENV/bin/python" -m pytest "$@"

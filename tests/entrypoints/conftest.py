@@ -120,4 +120,5 @@ def checkout(tmp_path: Path) -> Checkout:
     (locks / "cpu.txt").write_text(make_wheel(wheels, "core_package", "1.0", "VALUE = 1\n"))
     (locks / "torch-cpu.txt").write_text(make_wheel(wheels, "torch", f"{TORCH}+cpu", torch_code(cuda=None)))
     (locks / "test.txt").write_text(make_wheel(wheels, "test_package", "1.0", "VALUE = 2\n"))
+    (locks / "hstu.txt").write_text(make_wheel(wheels, "hstu_package", "1.0", "VALUE = 3\n"))
     return Checkout(root, wheels)

@@ -39,7 +39,7 @@ def project() -> dict:
 
 
 def test_every_lock_is_there() -> None:
-    assert set(LOCKS) == {"cpu", "torch-cpu", "test", "cuda", "cuda-test", "cuda-kernels", "image", "cloud"}
+    assert set(LOCKS) == {"cpu", "torch-cpu", "test", "hstu", "cuda", "cuda-test", "cuda-kernels", "image", "cloud"}
 
 
 @pytest.mark.parametrize("name", LOCKS)
@@ -68,18 +68,35 @@ def test_pins_and_locks_agree(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("base", "extra"), [("cpu", "test"), ("torch-cpu", "cpu"), ("torch-cpu", "test"), ("cuda", "cuda-test")]
+    ("base", "extra"),
+    [
+        ("cpu", "test"),
+        ("cpu", "hstu"),
+        ("torch-cpu", "cpu"),
+        ("torch-cpu", "test"),
+        ("torch-cpu", "hstu"),
+        ("cuda", "cuda-test"),
+    ],
 )
 def test_a_lock_repeats_nothing_of_the_one_below(base: str, extra: str) -> None:
     assert not locked(base).keys() & locked(extra).keys()
 
 
+def test_extras_that_are_installed_together_agree() -> None:
+    both = locked("test").keys() & locked("hstu").keys()
+    assert both
+    assert all(locked("test")[name][0].specifier == locked("hstu")[name][0].specifier for name in both)
+
+
 def test_what_the_project_asks_for_is_pinned_and_locked() -> None:
     extras = project()["optional-dependencies"]
     base = [*project()["dependencies"], *extras["tracking"], *extras["data"]]
-    places = {"cpu": [*base, *extras["test"]], "cuda": [*base, *extras["test"], *extras["cuda"], *extras["kernels"]]}
+    places = {
+        "cpu": [*base, *extras["test"], *extras["hstu"]],
+        "cuda": [*base, *extras["test"], *extras["cuda"], *extras["kernels"]],
+    }
     for kind, names in places.items():
-        locks = ("cpu", "torch-cpu", "test") if kind == "cpu" else ("cuda", "cuda-test", "cuda-kernels")
+        locks = ("cpu", "torch-cpu", "test", "hstu") if kind == "cpu" else ("cuda", "cuda-test", "cuda-kernels")
         there = set().union(*(locked(lock) for lock in locks))
         assert set(names) <= there
         assert set(names) <= package_pins(kind).keys()  # type: ignore[arg-type]
@@ -103,6 +120,17 @@ def test_torch_without_a_gpu_is_the_cpu_build_only() -> None:
     assert len(set(hashes)) == 4  # two Pythons, two architectures
     heavy = {name for lock in ("cpu", "test") for name in locked(lock) if name.startswith(("nvidia", "cuda", "torch"))}
     assert not heavy
+    assert "fbgemm-gpu" not in locked("hstu")  # the CUDA build, which torchrec asks for
+    assert not any(name.startswith(("nvidia", "cuda")) for name in locked("hstu"))
+
+
+def test_the_main_job_s_lock_holds_nothing_of_the_extra() -> None:
+    assert not locked("cpu").keys() & set(project()["optional-dependencies"]["hstu"])
+
+
+def test_a_gpu_s_lock_holds_what_the_extra_brings() -> None:
+    extra = set(project()["optional-dependencies"]["hstu"]) - {"fbgemm-gpu-cpu"} | {"fbgemm-gpu"}
+    assert extra <= locked("cuda").keys()
 
 
 def test_the_gpu_lock_lies_where_prebuilt_kernels_exist() -> None:

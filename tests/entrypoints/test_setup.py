@@ -32,6 +32,7 @@ def test_made_once_then_left_alone_then_extended(checkout: Checkout) -> None:
     assert "environment ready" in made.stderr
     assert checkout.imports("core_package, torch, pipelines")
     assert not checkout.imports("test_package")
+    assert not checkout.imports("hstu_package")
 
     before, begin = stamps(checkout), time.perf_counter()
     again = checkout.run()
@@ -43,6 +44,12 @@ def test_made_once_then_left_alone_then_extended(checkout: Checkout) -> None:
     assert tested.returncode == 0, tested.stderr
     assert checkout.imports("core_package, test_package")
     assert stamps(checkout)["core"] == before["core"]  # what was there was kept
+    assert not checkout.imports("hstu_package")
+
+    sharded = checkout.run("--hstu")
+    assert sharded.returncode == 0, sharded.stderr
+    assert checkout.imports("core_package, test_package, hstu_package")
+    assert checkout.run("--hstu", "--test").stderr == ""
     assert checkout.run().stderr == ""  # more than asked for is ready too
     assert (checkout.root / "compiled").read_text() == "once "  # kernels, before the first run rather than in it
 
@@ -169,14 +176,20 @@ def test_no_supported_python_is_named(checkout: Checkout) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "kind", "locks"), [(0, "cuda", "cuda.txt cuda-kernels.txt"), (9, "cpu", "cpu.txt torch-cpu.txt")]
+    ("answer", "kind", "flags", "locks"),
+    [
+        (0, "cuda", [], "cuda.txt cuda-kernels.txt"),
+        (0, "cuda", ["--hstu", "--test"], "cuda.txt cuda-kernels.txt cuda-test.txt"),
+        (9, "cpu", [], "cpu.txt torch-cpu.txt"),
+        (9, "cpu", ["--hstu", "--test"], "cpu.txt torch-cpu.txt hstu.txt test.txt"),
+    ],
 )
-def test_the_lock_follows_the_machine(checkout: Checkout, answer: int, kind: str, locks: str) -> None:
+def test_the_lock_follows_the_machine(checkout: Checkout, answer: int, kind: str, flags: list[str], locks: str) -> None:
     if answer and Path("/dev/nvidiactl").exists():
         pytest.skip("this machine has an NVIDIA GPU")
     folder = checkout.root / "bin"
     script(folder, "nvidia-smi", f"exit {answer}")
-    plan = checkout.run("--dry-run", RECPOD_DEVICE="", PATH=f"{folder}:/usr/bin:/bin")
+    plan = checkout.run("--dry-run", *flags, RECPOD_DEVICE="", PATH=f"{folder}:/usr/bin:/bin")
     assert f"machine: {kind}\n" in plan.stdout
     assert [line.rpartition("/")[2] for line in plan.stdout.splitlines() if line.startswith("lock:")] == locks.split()
 
@@ -187,7 +200,7 @@ def test_unknown_arguments_are_named(checkout: Checkout, arguments: tuple[str, .
     assert refused.returncode == 2
     assert (
         refused.stderr
-        == f"error: unknown flag '{arguments[-1]}': entrypoints/setup.sh takes --test, --dry-run and --help\n"
+        == f"error: unknown flag '{arguments[-1]}': entrypoints/setup.sh takes --hstu, --test, --dry-run and --help\n"
     )
 
 
