@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from models.batch import SequenceBatch
-from models.losses import LossOptions, PopularitySampler, Seen, compute_loss
+from models.losses import Drawn, LossOptions, PopularitySampler, Seen, compute_loss
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Retrieval(nn.Module):
         self.num_items = num_items
         self.loss_options = loss
         self.popularity: PopularitySampler | None = None
+        self.drawn: Drawn | None = None  # the coming step's negatives, where another one than the loss holds the table
         self.item_embedding = nn.Embedding(num_items + 1, hidden, padding_idx=0)
 
     def token_states(self, batch: SequenceBatch) -> Tensor:
@@ -59,7 +60,7 @@ class Retrieval(nn.Module):
     def catalogue_loss(self, states: Tensor, targets: Tensor, seen: Seen | None) -> Tensor:
         """The summed loss of ``targets`` ``[M]`` for ``states`` ``[M, D]``; ``seen`` where the loss leaves it out."""
         table, generator = self.item_embedding.weight, default_generator(states.device)
-        return compute_loss(self.loss_options, states, table, targets, generator, self.popularity, seen)
+        return compute_loss(self.loss_options, states, table, targets, generator, self.popularity, seen, self.drawn)
 
     def encode(self, batch: SequenceBatch) -> Tensor:
         """The state of each row's newest token, ``[U, D]``."""

@@ -160,15 +160,24 @@ def _own_negatives(
         target_rows = table.index_select(0, chunk_targets).to(wide)  # [C, D]
         negative_rows = table.index_select(0, chunk_negatives.flatten()).to(wide).view(-1, k, dim)  # [C, k, D]
         target_score = (chunk_states * target_rows).sum(1, keepdim=True)  # [C, 1]
-        scores = torch.bmm(negative_rows, chunk_states[:, :, None])[:, :, 0]  # [C, k]
+        scores = _products(negative_rows, chunk_states)  # [C, k]
         valid = chunk_negatives != chunk_targets[:, None]
         terms, target_slope, slope = _terms(target_score, scores, valid, target_weight)
         loss += terms
         if grad_states is not None:
-            push = torch.bmm(slope[:, None, :], negative_rows)[:, 0]  # [C, D]
+            push = (
+                slope * negative_rows[:, 0] if k == 1 else torch.bmm(slope[:, None, :], negative_rows)[:, 0]
+            )  # [C, D]
             grad_states[rows] = (push + target_slope * target_rows).to(states.dtype)
         if grad_table is not None:
             push = (slope[:, :, None] * chunk_states[:, None, :]).view(-1, dim).to(table.dtype)  # [C * k, D]
             grad_table.index_add_(0, chunk_negatives.flatten(), push)
             grad_table.index_add_(0, chunk_targets, (target_slope * chunk_states).to(table.dtype))
     return LossAndGradients(loss, grad_states, grad_table)
+
+
+def _products(negative_rows: Tensor, states: Tensor) -> Tensor:
+    """Scores ``[C, k]`` of rows ``[C, k, D]`` for states ``[C, D]``; one row each needs no BLAS."""
+    if negative_rows.shape[1] == 1:
+        return (negative_rows[:, 0] * states).sum(1, keepdim=True)
+    return torch.bmm(negative_rows, states[:, :, None])[:, :, 0]

@@ -77,6 +77,58 @@ class LossOptions:
         return self.name == "sampled_softmax" or self.share_negatives
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """The negatives of a step.
+
+    Attributes:
+        negatives: ``[K]`` for all tokens or ``[M, k]``, each token's own: rows of the table that the loss is given.
+        num_items: items that they were drawn from, the whole catalogue.
+        log_q: ``[K]``, log probability of each draw; None where the loss does not correct for it.
+        target_log_q: ``[M]``, the same of the targets.
+    """
+
+    negatives: Tensor
+    num_items: int
+    log_q: Tensor | None = None
+    target_log_q: Tensor | None = None
+
+
+def draw_negatives(
+    options: LossOptions,
+    num_items: int,
+    targets: Tensor,
+    generator: torch.Generator,
+    popularity: PopularitySampler | None = None,
+) -> Drawn:
+    """The negatives that ``options`` asks for; for every loss but the softmax over the whole catalogue.
+
+    Args:
+        options: which loss.
+        num_items: size of the catalogue.
+        targets: ``[M]`` int64, 1 .. num_items.
+        generator: draws on its own device.
+        popularity: needed where ``options.sampler`` is "popularity", and by sampled_softmax where it is "in_batch".
+
+    Raises:
+        ValueError: popularity sampling, or a correction for it, asked for without the sampler.
+    """
+    corrects = options.name == "sampled_softmax" and options.sampler != "uniform"
+    if (options.sampler == "popularity" or corrects) and popularity is None:
+        raise ValueError(f"sampler '{options.sampler}' needs the training counts")
+    wanted = options.num_negatives or _DEFAULT_NEGATIVES[options.name]
+    shape = wanted if options.shares else (targets.numel(), wanted)
+    if options.sampler == "in_batch" and targets.numel():
+        negatives = in_batch_negatives(targets, shape, generator)
+    elif options.sampler == "popularity" and popularity is not None:
+        negatives = popularity.sample(shape, generator, targets.device)
+    else:
+        negatives = uniform_negatives(num_items, shape, generator, targets.device)
+    if not corrects or popularity is None:
+        return Drawn(negatives, num_items)
+    return Drawn(negatives, num_items, popularity.log_probability(negatives), popularity.log_probability(targets))
+
+
 def compute_loss(
     options: LossOptions,
     states: Tensor,
@@ -85,17 +137,19 @@ def compute_loss(
     generator: torch.Generator,
     popularity: PopularitySampler | None = None,
     seen: Seen | None = None,
+    drawn: Drawn | None = None,
 ) -> Tensor:
     """The loss of the tokens that have a target, summed.
 
     Args:
         options: which loss.
         states: ``[M, D]``.
-        table: ``[num_items + 1, D]``, row 0 padding.
-        targets: ``[M]`` int64, 1 .. num_items.
+        table: ``[num_items + 1, D]``, row 0 padding; with ``drawn`` it may be the part of it that the step needs.
+        targets: ``[M]`` int64, rows of ``table`` from 1 on.
         generator: of the negatives; "softmax" draws nothing from it.
-        popularity: needed where ``options.sampler`` is "popularity", and by sampled_softmax where it is "in_batch".
+        popularity: see :func:`draw_negatives`.
         seen: the tokens' histories, needed where ``options.exclude_seen``.
+        drawn: negatives drawn before, by whoever holds the whole table; None draws them here.
 
     Returns:
         Scalar sum, to be divided by the number of tokens; differentiable once.
@@ -109,55 +163,32 @@ def compute_loss(
     if options.name == "softmax":
         excluded = seen if options.exclude_seen else None
         return full_softmax(states, table, targets, seen=excluded, chunk=options.chunk, precision=options.precision)
-    negatives = _draw(options, table.shape[0] - 1, targets, generator, popularity)
+    drawn = drawn or draw_negatives(options, table.shape[0] - 1, targets, generator, popularity)
     if options.name == "bpr":
-        return bpr(states, table, targets, negatives, chunk=options.chunk)
+        return bpr(states, table, targets, drawn.negatives, chunk=options.chunk)
     if options.name in ("bce", "gbce"):
         weight = 1.0
         if options.name == "gbce":
-            weight = gbce_target_weight(table.shape[0] - 1, negatives.shape[-1], options.calibration)
+            weight = gbce_target_weight(drawn.num_items, drawn.negatives.shape[-1], options.calibration)
         return binary_cross_entropy(
             states,
             table,
             targets,
-            negatives,
+            drawn.negatives,
             target_weight=weight,
             chunk=options.chunk,
             precision=options.precision,
         )
-    corrected = None if options.sampler == "uniform" else popularity
     return sampled_softmax(
         states,
         table,
         targets,
-        negatives,
-        log_q=None if corrected is None else corrected.log_probability(negatives),
-        target_log_q=None if corrected is None else corrected.log_probability(targets),
+        drawn.negatives,
+        log_q=drawn.log_q,
+        target_log_q=drawn.target_log_q,
         chunk=options.chunk,
         precision=options.precision,
     )
-
-
-def _draw(
-    options: LossOptions,
-    num_items: int,
-    targets: Tensor,
-    generator: torch.Generator,
-    popularity: PopularitySampler | None,
-) -> Tensor:
-    """Negatives ``[K]`` for all tokens or ``[M, k]``, drawn on the generator's device."""
-    counts_needed = options.sampler == "popularity" or (
-        options.sampler == "in_batch" and options.name == "sampled_softmax"
-    )
-    if counts_needed and popularity is None:
-        raise ValueError(f"sampler '{options.sampler}' needs the training counts")
-    wanted = options.num_negatives or _DEFAULT_NEGATIVES[options.name]
-    shape = wanted if options.shares else (targets.numel(), wanted)
-    if options.sampler == "in_batch" and targets.numel():
-        return in_batch_negatives(targets, shape, generator)
-    if options.sampler == "popularity" and popularity is not None:
-        return popularity.sample(shape, generator, targets.device)
-    return uniform_negatives(num_items, shape, generator, targets.device)
 
 
 def _check_choice(field: str, value: str, valid: tuple[str, ...]) -> None:
