@@ -113,6 +113,16 @@ class SASRecBlock(nn.Module):
         x = self.attention_residual(x, lambda query, context: self.attention(query, context, offsets))
         return self.feed_forward_residual(x, lambda query, _: self.feed_forward(query))
 
+    def newest(self, x: Tensor, offsets: Tensor) -> Tensor:
+        """What :meth:`forward` gives for each row's newest token alone, ``[U, D]``, without hyper-connections.
+
+        In the last block nobody reads the other tokens: they are keys and values, no queries.
+        """
+        x = self.attention_residual.newest(
+            x, offsets[1:] - 1, lambda query, context: self.attention.newest(query, context, offsets)
+        )
+        return self.feed_forward_residual(x, lambda query, _: self.feed_forward(query))
+
 
 class SASRec(Retrieval):
     """The model: item embedding with positions, blocks, tied output.
@@ -135,15 +145,29 @@ class SASRec(Retrieval):
 
     def token_states(self, batch: SequenceBatch) -> Tensor:
         """The state after each token, ``[T, D]``."""
+        x = self._inputs(batch)
+        for block in self.blocks:
+            x = block(x, batch.offsets)
+        return self.output_norm(merge_streams(x) if self.options.mhc else x)
+
+    def encode(self, batch: SequenceBatch) -> Tensor:
+        """The state of each row's newest token, ``[U, D]``."""
+        if self.options.mhc or self.training:  # dropout would draw other numbers
+            return super().encode(batch)
+        x = self._inputs(batch)
+        for block in self.blocks[:-1]:
+            x = block(x, batch.offsets)
+        last = self.blocks[-1]
+        assert isinstance(last, SASRecBlock)
+        return self.output_norm(last.newest(x, batch.offsets))
+
+    def _inputs(self, batch: SequenceBatch) -> Tensor:
+        """Items and places, ``[T, D]`` (``[T, n, D]`` with hyper-connections)."""
         x = self.item_embedding(batch.items)  # [T, D]
         if self.options.scale_embedding:
             x = x * math.sqrt(self.options.hidden)
         x = self.dropout(x + self.positions(self.positions.places(batch.offsets, batch.num_tokens)))
-        if self.options.mhc:
-            x = split_streams(x, self.options.mhc_expansion_rate)  # [T, n, D]
-        for block in self.blocks:
-            x = block(x, batch.offsets)
-        return self.output_norm(merge_streams(x) if self.options.mhc else x)
+        return split_streams(x, self.options.mhc_expansion_rate) if self.options.mhc else x
 
 
 def xavier_init(module: nn.Module) -> None:

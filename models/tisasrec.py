@@ -22,10 +22,10 @@ from typing import Literal
 from torch import Tensor, nn
 
 from models.batch import SequenceBatch
+from models.kernels.interval_attention import UNITS, interval_attention
 from models.layers.dropout import Dropout
 from models.layers.feed_forward import FeedForward
 from models.layers.hyper_connections import merge_streams, split_streams
-from models.layers.interval_attention import UNITS, interval_attention
 from models.layers.position import LearnedPositions
 from models.layers.residual import Norm, Residual
 from models.sasrec import SASRecOptions, xavier_init

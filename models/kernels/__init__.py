@@ -8,6 +8,9 @@ is taken; ``path=`` or ``RECPOD_KERNELS`` (``torch``, or ``selective_scan=torch,
 from models.kernels.causal_conv import causal_conv
 from models.kernels.check import KernelCheck, chosen_paths, self_check
 from models.kernels.diagonal_scan import diagonal_scan
+from models.kernels.hstu_attention import hstu_attention
+from models.kernels.interval_attention import interval_attention
+from models.kernels.mhc_streams import mhc_read, mhc_write
 from models.kernels.packed_attention import packed_attention
 from models.kernels.paths import KernelUnavailable
 from models.kernels.selective_scan import selective_scan
@@ -18,6 +21,10 @@ __all__ = [
     "causal_conv",
     "chosen_paths",
     "diagonal_scan",
+    "hstu_attention",
+    "interval_attention",
+    "mhc_read",
+    "mhc_write",
     "packed_attention",
     "selective_scan",
     "self_check",

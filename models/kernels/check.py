@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models.kernels.hstu_attention.mask import AttentionMask
 from models.kernels.paths import PATHS, KernelPath, load, missing, select, takes
 
 TOLERANCE = 1e-4  # largest difference, as a share of the largest number of the same output or gradient
@@ -44,7 +46,7 @@ def example(op: str, lengths: Sequence[int], width: int = 16, states: int = 4, s
     """Random inputs of ``op`` on the CPU, float32, in the order of its arguments, offsets last.
 
     Args:
-        op: "selective_scan", "diagonal_scan", "causal_conv" or "packed_attention".
+        op: a name in :data:`models.kernels.paths.PATHS`.
         lengths: tokens of each row.
         width: channels D (P for the diagonal scan, those of a head for attention).
         states: N, or the taps of the convolution, or the heads of attention.
@@ -59,6 +61,17 @@ def example(op: str, lengths: Sequence[int], width: int = 16, states: int = 4, s
 
     if op == "packed_attention":
         return [*(normal(tokens, states, width) for _ in range(3)), offsets]
+    if op == "hstu_attention":
+        return _hstu_example(lengths, width, states, random)
+    if op == "interval_attention":
+        of_pairs = normal(8, states, width), normal(8, states, width)
+        gaps = torch.randint(0, 9, (tokens,), generator=random) ** 5
+        return [*(normal(tokens, states, width) for _ in range(3)), *of_pairs, gaps.cumsum(0), offsets]
+    if op == "mhc_streams":
+        routes = 2 * states + states * states
+        projection, gate = normal(routes, states * width) / math.sqrt(states * width), normal(3)
+        of_sub_layer = normal(tokens, width), 1 + 0.1 * normal(width), normal(width)
+        return [normal(tokens, states, width), projection, gate, normal(routes), *of_sub_layer]
     if op == "causal_conv":
         return [normal(tokens, width), normal(width, states), normal(width), offsets]
     if op == "diagonal_scan":
@@ -68,6 +81,19 @@ def example(op: str, lengths: Sequence[int], width: int = 16, states: int = 4, s
     x, dt, b, c, z = (normal(tokens, columns) for columns in (width, width, states, states, width))
     a = -normal(width, states).exp()
     return [x, dt - 1, normal(width), a, b, c, normal(width), z, offsets]
+
+
+def _hstu_example(lengths: Sequence[int], width: int, heads: int, random: torch.Generator) -> list[Tensor]:
+    """Every mask at once, a position table shorter than the longest row, times that never decrease inside a row."""
+    sizes = torch.tensor(lengths)
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    tokens = int(offsets[-1])
+    q, k, v = (torch.randn(tokens, heads, width, generator=random) for _ in range(3))
+    position, time = torch.randn(2 * 29 - 1, generator=random), torch.randn(64, generator=random)
+    seen = AttentionMask(num_context=sizes // 7, num_candidates=sizes // 4, target_group_size=2).seen(offsets, tokens)
+    gaps = torch.randint(0, 9, (tokens,), generator=random) ** 5
+    times = gaps.cumsum(0)
+    return [q, k, v, position, time, offsets, seen, times, times + gaps.roll(-1)]
 
 
 def value_and_gradients(op: str, path: KernelPath, inputs: Sequence[Tensor]) -> list[Tensor]:

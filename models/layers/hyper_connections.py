@@ -15,12 +15,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
-from torch.nn import functional
+
+from models.kernels.mhc_streams import mhc_read, mhc_write
 
 _STAY = 4.0  # b_res on the diagonal: a stream starts out keeping 95% of itself (n = 4)
 
@@ -30,52 +29,29 @@ class Routes:
     """How one sub-layer reads and writes the streams, token by token.
 
     Attributes:
-        read: H_pre, ``[T, n]``.
-        write: H_post, ``[T, n]``.
-        mix: H_res, ``[T, n, n]``.
+        streams: ``X``, ``[T, n, C]``.
+        mappings: H_pre, H_post and H_res row by row, ``[T, 2n + n^2]``.
     """
 
-    read: Tensor
-    write: Tensor
-    mix: Tensor
+    streams: Tensor
+    mappings: Tensor
 
+    @property
+    def read(self) -> Tensor:
+        """H_pre, ``[T, n]``."""
+        return self.mappings[:, : self.streams.shape[1]]
 
-class _Sinkhorn(torch.autograd.Function):
-    """Keeps the result and the sums divided by: the steps between are multiplied back, not kept (50 MB each way)."""
+    @property
+    def write(self) -> Tensor:
+        """H_post, ``[T, n]``."""
+        n = self.streams.shape[1]
+        return self.mappings[:, n : 2 * n]
 
-    @staticmethod
-    def forward(ctx: Any, positive: Tensor, iterations: int) -> Tensor:
-        result = positive.clone(memory_format=torch.contiguous_format)
-        sums = result.new_empty(2 * iterations, result.shape[0], result.shape[2])
-        for block, of_block in zip(_in_cache(result), _in_cache(sums), strict=True):
-            for step in range(2 * iterations):
-                torch.sum(block, 1 - step % 2, out=of_block[step])
-                block.div_(of_block[step].unsqueeze(1 - step % 2))
-        ctx.save_for_backward(result, sums)
-        return result
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        result, sums = ctx.saved_tensors
-        grad = grad.clone(memory_format=torch.contiguous_format)
-        for block, of_block, own in zip(_in_cache(result), _in_cache(sums), _in_cache(grad), strict=True):
-            values = block.clone()
-            for step in reversed(range(len(sums))):
-                dim = 1 - step % 2
-                own.sub_((own * values).sum(dim, keepdim=True)).div_(of_block[step].unsqueeze(dim))
-                values.mul_(of_block[step].unsqueeze(dim))
-        return grad, None
-
-
-def _in_cache(tensor: Tensor) -> tuple[Tensor, ...]:
-    """Views of 4,096 tokens each: 80 passes over 16 numbers a token then stay in the cache."""
-    return tensor.split(4096, dim=-1)  # type: ignore[no-untyped-call]
-
-
-def sinkhorn(positive: Tensor, iterations: int) -> Tensor:
-    """``[n, n, T]`` positive numbers to doubly stochastic ``[n, n, T]``: rows, then columns, ``iterations`` times."""
-    return _Sinkhorn.apply(positive, iterations)  # type: ignore[no-untyped-call]
+    @property
+    def mix(self) -> Tensor:
+        """H_res, ``[T, n, n]``."""
+        n = self.streams.shape[1]
+        return self.mappings[:, 2 * n :].reshape(-1, n, n)
 
 
 class HyperConnection(nn.Module):
@@ -99,30 +75,16 @@ class HyperConnection(nn.Module):
         self.bias = nn.Parameter(torch.cat([read, torch.zeros(n), stay]))  # b_pre, b_post, b_res
         self.projection.no_weight_decay = True  # type: ignore[attr-defined]
 
-    def routes(self, streams: Tensor) -> Routes:
-        """The three mappings for ``streams`` ``[T, n, C]``."""
-        n = self.streams
-        flat = streams.flatten(1)
-        projected = functional.linear(functional.rms_norm(flat, flat.shape[1:]), self.projection)  # [T, 2n + n^2]
-        gates = self.gate.repeat_interleave(torch.tensor([n, n, n * n], device=flat.device))
-        # [2n + n^2, T] in this order in memory: Sinkhorn's sums then add whole vectors, 7 times as fast.
-        logits = (projected * gates + self.bias).t().contiguous()
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        mix = logits[2 * n :].reshape(n, n, -1)
-        mix = torch.exp(mix - mix.detach().amax((0, 1), keepdim=True))  # one factor for all leaves the result as it is
-        mix = sinkhorn(mix, self.iterations)
-        read, write = torch.sigmoid(logits[:n]), 2 * torch.sigmoid(logits[n : 2 * n])
-        return Routes(read.t().to(flat), write.t().to(flat), mix.permute(2, 0, 1).contiguous().to(flat))
-
     def read(self, streams: Tensor) -> tuple[Tensor, Routes]:
-        """The sub-layer's input ``[T, C]``, and the routes for :meth:`write`."""
-        routes = self.routes(streams)
-        return torch.einsum("tn,tnc->tc", routes.read, streams), routes
+        """The sub-layer's input ``[T, C]`` from ``streams`` ``[T, n, C]``, and the routes for :meth:`write`."""
+        read, mappings, held = mhc_read(streams, self.projection, self.gate, self.bias, iterations=self.iterations)
+        return read, Routes(held, mappings)
 
     @staticmethod
-    def write(streams: Tensor, routes: Routes, output: Tensor) -> Tensor:
-        """The streams after the sub-layer, ``[T, n, C]``, from its ``output`` ``[T, C]``."""
-        return torch.bmm(routes.mix, streams) + routes.write[:, :, None] * output[:, None, :]
+    def write(routes: Routes, output: Tensor, norm: nn.LayerNorm | None = None) -> Tensor:
+        """The streams after the sub-layer, ``[T, n, C]``, from its ``output`` ``[T, C]``, each through ``norm``."""
+        given = None if norm is None else (norm.weight, norm.bias, norm.eps)
+        return mhc_write(routes.streams, routes.mappings, output, norm=given)
 
 
 def split_streams(x: Tensor, streams: int) -> Tensor:

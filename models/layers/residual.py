@@ -53,7 +53,23 @@ class Residual(nn.Module):
             return x + sub_layer(normed, normed) if self.placed == "pre" else normed + sub_layer(normed, x)
         read, routes = self.connection.read(x)  # [T, D]
         if self.placed == "post":
-            return self.norm(self.connection.write(x, routes, sub_layer(read, read)))
+            return self.connection.write(routes, sub_layer(read, read), self.norm)
         normed = self.norm(read)
         output = sub_layer(normed, normed if self.placed == "pre" else read)
-        return self.connection.write(x, routes, output)
+        return self.connection.write(routes, output)
+
+    def newest(self, x: Tensor, chosen: Tensor, sub_layer: SubLayer) -> Tensor:
+        """What :meth:`forward` gives for the tokens ``chosen`` ``[U]`` alone, ``[U, D]``, without hyper-connections.
+
+        ``sub_layer`` takes queries ``[U, D]`` and the context ``[T, D]`` of all tokens.
+        """
+        if self.connection is not None:
+            raise ValueError("with hyper-connections every token's streams are needed")
+        own = x.index_select(0, chosen)
+        if self.placed == "post":
+            return self.norm(own + sub_layer(own, x))
+        if self.placed == "pre":
+            normed = self.norm(x)
+            return own + sub_layer(normed.index_select(0, chosen), normed)
+        normed = self.norm(own)
+        return normed + sub_layer(normed, x)

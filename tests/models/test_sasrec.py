@@ -186,3 +186,15 @@ def test_rows_in_another_order_give_the_same_states(batch: SequenceBatch) -> Non
         own = slice(int(batch.offsets[row]), int(batch.offsets[row + 1]))
         alone = packed_attention(q[own], k[own], v[own], torch.tensor([0, own.stop - own.start]))
         assert torch.equal(alone, whole[own])
+
+
+@pytest.mark.parametrize(("norm", "mhc", "blocks"), product(("post", "pre", "query"), (False, True), (1, 3)))
+def test_asked_for_the_newest_token_alone_the_state_is_the_same(
+    batch: SequenceBatch, norm: str, mhc: bool, blocks: int
+) -> None:
+    task = model(SASRec, norm=norm, mhc=mhc, blocks=blocks).eval()
+    with torch.no_grad():
+        for parameter in task.parameters():  # LayerNorms that differ from one
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        whole = batch.jagged(task.token_states(batch)).last()
+        assert torch.allclose(task.encode(batch), whole, atol=1e-5)

@@ -15,7 +15,8 @@ import numpy as np
 from numba.extending import register_jitable
 
 from models.kernels.compiled import compiled
-from models.kernels.packed_attention.cpu_lanes import keep_lanes, query_keys, spread, transpose16
+from models.kernels.packed_attention.cpu_lanes import keep_lanes, query_keys, spread
+from models.kernels.packed_attention.cpu_products import dot_strip, load8, products, store8, zeros
 from models.kernels.simd import LANES, choose_below, exp2, fma, load, splat, store
 
 _LOG2_E = 1.4426950408889634
@@ -24,51 +25,7 @@ _F, _I = "float32[::1]", "int64[::1]"
 
 
 @register_jitable
-def _products(a, place, step, stride, b, start, b_stride, count, sums):
-    """Eight vectors: ``sums[r] + sum over t of a[place + r step + t stride] * b[start + t b_stride ...]``."""
-    s0, s1, s2, s3, s4, s5, s6, s7 = sums
-    for t in range(count):
-        vector, at = load(b, start + t * b_stride), place + t * stride
-        s0 = fma(spread(a, at), vector, s0)
-        s1 = fma(spread(a, at + step), vector, s1)
-        s2 = fma(spread(a, at + 2 * step), vector, s2)
-        s3 = fma(spread(a, at + 3 * step), vector, s3)
-        s4 = fma(spread(a, at + 4 * step), vector, s4)
-        s5 = fma(spread(a, at + 5 * step), vector, s5)
-        s6 = fma(spread(a, at + 6 * step), vector, s6)
-        s7 = fma(spread(a, at + 7 * step), vector, s7)
-    return s0, s1, s2, s3, s4, s5, s6, s7
-
-
-@register_jitable
-def _zeros():
-    zero = splat(np.float32(0.0))
-    return zero, zero, zero, zero, zero, zero, zero, zero
-
-
-@register_jitable
-def _load8(array, place, step):
-    return (
-        load(array, place), load(array, place + step), load(array, place + 2 * step), load(array, place + 3 * step),
-        load(array, place + 4 * step), load(array, place + 5 * step), load(array, place + 6 * step),
-        load(array, place + 7 * step),
-    )  # fmt: skip
-
-
-@register_jitable
-def _store8(array, place, step, v):
-    store(array, place, v[0])
-    store(array, place + step, v[1])
-    store(array, place + 2 * step, v[2])
-    store(array, place + 3 * step, v[3])
-    store(array, place + 4 * step, v[4])
-    store(array, place + 5 * step, v[5])
-    store(array, place + 6 * step, v[6])
-    store(array, place + 7 * step, v[7])
-
-
-@register_jitable
-def _pack(source, row, start, column, length, padded, D, scale, target):
+def pack(source, row, start, column, length, padded, D, scale, target):
     """``scale`` times one head of one row, ``[padded, D]``, zero where there is no token."""
     for t in range(length):
         for c in range(0, D, LANES):
@@ -77,23 +34,15 @@ def _pack(source, row, start, column, length, padded, D, scale, target):
 
 
 @register_jitable
-def _unpack(source, length, D, target, row, start, column):
+def unpack(source, length, D, target, row, start, column):
+    """``source`` ``[L, D]`` back to one head of one row."""
     for t in range(length):
         for c in range(0, D, LANES):
             store(target, (start + t) * row + column + c, load(source, t * D + c))
 
 
 @register_jitable
-def _strip(rows, first, turned, against, count, D, out):
-    """``out`` ``[count, 16]``: dot products of 16 ``rows``, from ``first`` on, with ``count`` rows ``against``."""
-    for c in range(0, D, LANES):
-        transpose16(rows, first * D + c, D, turned, c * LANES)
-    for j in range(0, count, 8):
-        _store8(out, j * LANES, LANES, _products(against, j * D, D, 1, turned, 0, LANES, D, _zeros()))
-
-
-@register_jitable
-def _exponentials(strip, first, lanes, count):
+def exponentials(strip, first, lanes, count):
     """Scores to exponentials, in place; the reciprocal of their sum, per query."""
     number = load(lanes, 0)
     for j in range(first, count):  # the 16 newest keys: each query sees those up to itself
@@ -133,13 +82,13 @@ def forward(
         padded = (length + LANES - 1) // LANES * LANES
         for head in range(heads):
             column = head * D
-            _pack(q, q_row, start, column, length, padded, D, scale, queries)
-            _pack(k, k_row, start, column, length, padded, D, np.float32(1.0), keys)
-            _pack(v, v_row, start, column, length, padded, D, np.float32(1.0), values)
+            pack(q, q_row, start, column, length, padded, D, scale, queries)
+            pack(k, k_row, start, column, length, padded, D, np.float32(1.0), keys)
+            pack(v, v_row, start, column, length, padded, D, np.float32(1.0), values)
             for i in range(0, length, LANES):
                 count = i + LANES
-                _strip(queries, i, turned, keys, count, D, strip)
-                store(inverse, 0, _exponentials(strip, i, lanes, count) * splat(kept))
+                dot_strip(queries, i, turned, keys, count, D, strip)
+                store(inverse, 0, exponentials(strip, i, lanes, count) * splat(kept))
                 if threshold > 0:
                     own = query_keys(start + i, heads, head, seed)
                     for j in range(count):
@@ -148,18 +97,18 @@ def forward(
                         store(strip, place, load(strip, place) * keep)
                 for r in range(0, LANES, 8):
                     for c in range(0, D, LANES):
-                        s = _products(strip, r, 1, LANES, values, c, D, count, _zeros())
+                        s = products(strip, r, 1, LANES, values, c, D, count, zeros())
                         f = (
                             s[0] * spread(inverse, r), s[1] * spread(inverse, r + 1), s[2] * spread(inverse, r + 2),
                             s[3] * spread(inverse, r + 3), s[4] * spread(inverse, r + 4), s[5] * spread(inverse, r + 5),
                             s[6] * spread(inverse, r + 6), s[7] * spread(inverse, r + 7),
                         )  # fmt: skip
-                        _store8(results, (i + r) * D + c, D, f)
-            _unpack(results, length, D, out, heads * D, start, column)
+                        store8(results, (i + r) * D + c, D, f)
+            unpack(results, length, D, out, heads * D, start, column)
 
 
 @register_jitable
-def _score_gradients(strip, given, survived, inverse, count, own, threshold, kept):
+def score_gradients(strip, given, survived, inverse, count, own, threshold, kept):
     """Exponentials and gradients of the weights to gradients of the scores (``given``) and dropped weights."""
     delta = splat(np.float32(0.0))
     for j in range(count):
@@ -200,32 +149,32 @@ def backward(
         padded = (length + LANES - 1) // LANES * LANES
         for head in range(heads):
             column = head * D
-            _pack(q, q_row, start, column, length, padded, D, scale, queries)
-            _pack(k, k_row, start, column, length, padded, D, np.float32(1.0), keys)
-            _pack(v, v_row, start, column, length, padded, D, np.float32(1.0), values)
-            _pack(grad, grad_row, start, column, length, padded, D, np.float32(1.0), outer)
+            pack(q, q_row, start, column, length, padded, D, scale, queries)
+            pack(k, k_row, start, column, length, padded, D, np.float32(1.0), keys)
+            pack(v, v_row, start, column, length, padded, D, np.float32(1.0), values)
+            pack(grad, grad_row, start, column, length, padded, D, np.float32(1.0), outer)
             of_keys[: padded * D] = 0
             of_values[: padded * D] = 0
             for i in range(0, length, LANES):
                 count = i + LANES
-                _strip(queries, i, turned, keys, count, D, strip)
-                inverse = _exponentials(strip, i, lanes, count)
-                _strip(outer, i, turned, values, count, D, given)
+                dot_strip(queries, i, turned, keys, count, D, strip)
+                inverse = exponentials(strip, i, lanes, count)
+                dot_strip(outer, i, turned, values, count, D, given)
                 own = query_keys(start + i, heads, head, seed)
-                _score_gradients(strip, given, survived, inverse, count, own, threshold, kept)
+                score_gradients(strip, given, survived, inverse, count, own, threshold, kept)
                 for c in range(0, D, LANES):
                     for r in range(0, LANES, 8):
-                        s = _products(given, r, 1, LANES, keys, c, D, count, _zeros())
-                        _store8(of_queries, (i + r) * D + c, D, s)
+                        s = products(given, r, 1, LANES, keys, c, D, count, zeros())
+                        store8(of_queries, (i + r) * D + c, D, s)
                     for j in range(0, count, 8):
                         at = j * D + c
-                        s = _load8(of_keys, at, D)
-                        _store8(of_keys, at, D, _products(given, j * LANES, LANES, 1, queries, i * D + c, D, LANES, s))
-                        s = _load8(of_values, at, D)
-                        s = _products(survived, j * LANES, LANES, 1, outer, i * D + c, D, LANES, s)
-                        _store8(of_values, at, D, s)
+                        s = load8(of_keys, at, D)
+                        store8(of_keys, at, D, products(given, j * LANES, LANES, 1, queries, i * D + c, D, LANES, s))
+                        s = load8(of_values, at, D)
+                        s = products(survived, j * LANES, LANES, 1, outer, i * D + c, D, LANES, s)
+                        store8(of_values, at, D, s)
             for place in range(0, padded * D, LANES):
                 store(of_queries, place, load(of_queries, place) * splat(scale))
-            _unpack(of_queries, length, D, grad_q, heads * D, start, column)
-            _unpack(of_keys, length, D, grad_k, heads * D, start, column)
-            _unpack(of_values, length, D, grad_v, heads * D, start, column)
+            unpack(of_queries, length, D, grad_q, heads * D, start, column)
+            unpack(of_keys, length, D, grad_k, heads * D, start, column)
+            unpack(of_values, length, D, grad_v, heads * D, start, column)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from models.kernels import packed_attention
-from models.kernels.check import example, largest_error
+from models.kernels.check import example
 from models.kernels.packed_attention.cuda import packed_attention_varlen
 from models.kernels.packed_attention.dropout import keep_weights
 from models.kernels.packed_attention.vectorised import equal_length_groups
@@ -38,7 +38,9 @@ def double(inputs: list[Tensor]) -> list[Tensor]:
 def test_random_rows(lengths: list[int], heads: int, width: int, seed: int) -> None:
     inputs = example("packed_attention", lengths, width, heads, seed)
     expected = with_gradients(double(inputs), "reference")
-    assert largest_error(with_gradients(double(inputs), "torch"), expected) < 1e-10
+    for one, other in zip(with_gradients(double(inputs), "torch"), expected, strict=True):
+        # A row of one token has no gradient of its score: round-off, 1e-15 here, stands against an exact zero.
+        assert (one - other).abs().max() <= 1e-10 * other.abs().max().clamp_min(1e-3)
     for one, other in zip(with_gradients(inputs, "numba"), expected, strict=True):
         assert (one - other).abs().max() <= 1e-5 * other.abs().max().clamp_min(1.0)
 

@@ -53,8 +53,8 @@ def test_the_compiled_path_is_the_choice_on_a_cpu_and_torch_without_numba(monkey
 def test_argument_and_environment_force_a_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RECPOD_KERNELS", "selective_scan=reference,causal_conv=torch")
     chosen = chosen_paths("cpu")
-    others = {"diagonal_scan": "numba", "packed_attention": "numba"}
-    assert chosen == {"selective_scan": "reference", "causal_conv": "torch", **others}
+    others = dict.fromkeys(paths.PATHS, "numba")
+    assert chosen == {**others, "selective_scan": "reference", "causal_conv": "torch"}
     monkeypatch.setenv("RECPOD_KERNELS", "torch")
     assert set(chosen_paths("cpu").values()) == {"torch"}
     inputs = example("causal_conv", (3, 2))

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from models.kernels.interval_attention import vectorised
 from models.layers.interval_attention import interval_attention, interval_buckets
 
 
@@ -82,7 +83,7 @@ def test_equals_the_direct_formula(lengths: list[int], heads: int, span: int, un
 def test_chunks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = example([9, 9, 9, 9, 8, 3], 2, 4, 16, 0)
     whole = value_and_gradients(interval_attention, inputs, unit="hour")
-    monkeypatch.setattr("models.layers.interval_attention._NUMBERS_AT_A_TIME", 1)
+    monkeypatch.setattr(vectorised, "NUMBERS_AT_A_TIME", 1)
     for one, other in zip(value_and_gradients(interval_attention, inputs, unit="hour"), whole, strict=True):
         assert (one - other).abs().max() < 1e-12
 
