@@ -80,9 +80,11 @@ class SequenceBatch:
         request_time: ``[U]`` int64, seconds: when the row's last target happened (query-time aware models may read it).
         user_index: ``[U]`` int64, the row of the sequence store.
         ratings: ``[T]`` float32.
-        labels: ``[T, tasks]``, labels of a ranking task.
-        num_candidates: ``[U]`` int64, how many of the newest tokens are candidates.
-        context: features of the user, each ``[U]``.
+        actions: ``[T]`` int64, what the user did with each item: a class, or a bit mask.
+        labels: ``[T, tasks]`` int64, what a ranking task predicts of each token: its class, or 0 or 1 for each bit.
+        num_candidates: ``[U]`` int64, how many of the newest tokens are candidates: nothing is known of them but the
+            item. None: every token is asked about, given those before it.
+        context: features of the user, each ``[U]`` int64, 0 where unknown.
         context_offsets: ``[U + 1]`` int64 for those context features that are jagged themselves.
         all_targets: every token has a target; False where nobody looked.
     """
@@ -94,6 +96,7 @@ class SequenceBatch:
     request_time: Tensor
     user_index: Tensor
     ratings: Tensor | None = None
+    actions: Tensor | None = None
     labels: Tensor | None = None
     num_candidates: Tensor | None = None
     context: dict[str, Tensor] | None = None

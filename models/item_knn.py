@@ -66,10 +66,6 @@ class ItemKNN(nn.Module):
         items = batch.items[place.clamp(min=0)]
         return torch.where(place >= batch.offsets[:-1, None], items, 0).to(torch.float32)
 
-    def item_vectors(self, ids: Tensor) -> Tensor:
-        """There are none: a score is a sum of similarities, not a dot product."""
-        raise NotImplementedError("item-kNN scores with score_block alone")
-
     def score_block(self, states: Tensor, ids: Tensor) -> Tensor:
         """Sums of similarities of the items ``ids`` ``[n]`` to the histories ``states`` ``[U, newest]``, ``[U, n]``."""
         history = states.to(torch.int64)  # [U, m]

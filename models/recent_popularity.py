@@ -50,10 +50,6 @@ class RecentPopularity(nn.Module):
         places = torch.searchsorted(self.timestamps, torch.stack([end - self.seconds, end], dim=1))  # [U, 2]
         return torch.stack([places // _SPLIT, places % _SPLIT], dim=2).flatten(1).to(torch.float32)
 
-    def item_vectors(self, ids: Tensor) -> Tensor:
-        """There are none: a score is a count inside a window, not a dot product."""
-        raise NotImplementedError("recent popularity scores with score_block alone")
-
     def score_block(self, states: Tensor, ids: Tensor) -> Tensor:
         """Events of the items ``ids`` ``[n]`` in the windows ``states`` ``[U, 4]``, ``[U, n]`` float32, whole numbers.
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pipelines.data.datasets import DatasetSpec, data_folder
 from pipelines.data.fetch import Fetched, fetch
-from pipelines.data.formats import READER_VERSION, read_interactions
+from pipelines.data.formats import READER_VERSION, read_interactions, read_users
 from pipelines.data.prepare import PREPARE_VERSION, PrepareOptions, prepare
 from pipelines.data.store import SCHEMA_VERSION, SequenceStore, read_manifest
+from pipelines.data.user_features import USER_ID
 from pipelines.errors import DataError
 
 
@@ -50,7 +50,8 @@ def store_of(spec: DatasetSpec, fetched: Fetched, cache: Path, options: PrepareO
             return SequenceStore.open(folder)
     except DataError:
         pass  # absent, damaged or of another version: built anew below
-    table = read_interactions(fetched.path, spec.format, **reader["options"])
+    told = [name for name in options.user_features if name != USER_ID]
+    users = read_users(fetched.path, told, spec.format, **spec.options) if told else None
     source = {
         "name": spec.name,
         "files": [{"name": fetched.path.name, "sha256": fetched.sha256}],
@@ -60,7 +61,13 @@ def store_of(spec: DatasetSpec, fetched: Fetched, cache: Path, options: PrepareO
         "reader": reader,
         "key": key,
     }
-    return prepare(table, folder, source=source, options=options)
+    return prepare(
+        read_interactions(fetched.path, spec.format, **reader["options"]),  # held by prepare alone, which lets it go
+        folder,
+        source=source,
+        options=options,
+        users=users,
+    )
 
 
 def input_key(sha256: str, reader: Mapping[str, Any], options: PrepareOptions) -> str:
@@ -68,7 +75,7 @@ def input_key(sha256: str, reader: Mapping[str, Any], options: PrepareOptions) -
     inputs = {
         "file": sha256,
         "reader": dict(reader),
-        "options": asdict(options),
+        "options": options.described(),
         "versions": [SCHEMA_VERSION, READER_VERSION, PREPARE_VERSION],
     }
     return hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()

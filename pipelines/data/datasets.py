@@ -33,13 +33,14 @@ class DatasetSpec:
     aliases: tuple[str, ...] = ()
     """Other names it answers to."""
     format: str = "auto"
-    """A reader of pipelines.data.formats: movielens, recbole, sasrec, csv, parquet; auto: by name and first line."""
+    """A reader of pipelines.data.formats: movielens, recbole, sasrec, csv, parquet, kuairand; auto tells by name."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """The reader's own options, e.g. ``member`` of an archive or the names of columns."""
     file: str | None = None
     """Path of the file in a mirror and in the cache, e.g. ml-1m/ml-1m.zip."""
     local_files: tuple[str, ...] = ()
-    """Paths in the cache that, where they exist, are read instead (format told by name)."""
+    """Paths in the cache that, where they exist, are read instead: files (format told by name), or folders in the
+    same format."""
     url: str | None = None
     """The official address."""
     size: int | None = None
@@ -53,7 +54,7 @@ class DatasetSpec:
     recbole_example: str | None = None
     """Path of the file inside the recbole package, where it ships there."""
     path: Path | None = None
-    """A file on this machine that is the data; no other source is asked."""
+    """A file or folder on this machine that is the data; no other source is asked."""
     prepare: PrepareOptions = field(default_factory=PrepareOptions)
     """Filters and units by default."""
     note: str = ""
@@ -105,6 +106,9 @@ def _prefer_local(spec: DatasetSpec, cache: Path) -> DatasetSpec:
         if (cache / candidate).is_file():
             note = f"read from the local file {candidate} instead of the official one. {spec.note}".strip()
             return replace(spec, path=(cache / candidate).resolve(), format="auto", options={}, note=note)
+        if (cache / candidate).is_dir():
+            note = f"read from the local folder {candidate} instead of the official file. {spec.note}".strip()
+            return replace(spec, path=(cache / candidate).resolve(), note=note)
     return spec
 
 
@@ -155,6 +159,9 @@ _PREPARE_TYPES: dict[str, tuple[type, ...]] = {
     "min_rating": (int, float, type(None)),
     "oldest_share": (int, float),
     "features": (list,),
+    "rating_levels": (list,),
+    "action_bits": (list,),
+    "user_features": (list,),
 }
 
 

@@ -7,6 +7,7 @@ Asked in order: the local cache, ``RECPOD_MIRROR`` (a folder, or an address, wit
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -104,9 +105,24 @@ def _expected(spec: DatasetSpec) -> Expected:
 
 def _given_path(spec: DatasetSpec) -> _Brought:
     assert spec.path is not None
+    if spec.path.is_dir():
+        return spec.path, folder_digest(spec.path), False, "unverified: a folder of the user's own"
     if not spec.path.is_file():
         raise FetchError(f"no file at {spec.path}")
     return spec.path, digests(spec.path)[0], False, "unverified: a file of the user's own"
+
+
+def folder_digest(folder: Path) -> str:
+    """SHA-256 over the names and contents of all files of a folder.
+
+    Raises:
+        FetchError: it holds none.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    if not files:
+        raise FetchError(f"the folder {folder} holds no files")
+    lines = "".join(f"{digests(path)[0]}  {path.relative_to(folder).as_posix()}\n" for path in files)
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _local(spec: DatasetSpec, cache: Path) -> _Brought:
@@ -285,7 +301,7 @@ def reachable(spec: DatasetSpec, cache: Path | None = None) -> tuple[bool, str]:
     cache = cache or data_folder()
     name = _file_name(spec)
     if spec.path is not None:
-        there = spec.path.is_file()
+        there = spec.path.exists()
         return there, f"local file {spec.path.name}" if there else f"no file at {spec.path}"
     if any(path.is_file() for path in (cache / name, cache / Path(name).name)):
         return True, "local cache"

@@ -9,7 +9,7 @@ The order depends on ``(seed, epoch)`` alone. A resumed run asks for the same ep
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +35,8 @@ class LoaderOptions:
     """Windows in a batch over all processes (``batch: rows``)."""
     tokens_per_batch: int = 16384
     """Tokens in a batch over all processes (``batch: tokens``), and in an evaluation batch."""
+    shuffle: bool = True
+    """Windows in another random order each epoch, or always in the order of the data."""
 
     __pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}
 
@@ -89,7 +91,7 @@ def gather_batch(store: SequenceStore, windows: Windows, *, last_target_only: bo
         newest = np.zeros(len(targets), dtype=bool)
         newest[offsets[1:] - 1] = True
         targets[~newest] = 0
-    ratings = store.features.get("ratings")
+    ratings, actions = store.features.get("ratings"), store.features.get("actions")
     return SequenceBatch(
         offsets=torch.from_numpy(offsets),
         items=torch.from_numpy(store.items[index].astype(np.int64)),
@@ -98,13 +100,26 @@ def gather_batch(store: SequenceStore, windows: Windows, *, last_target_only: bo
         request_time=torch.from_numpy(np.ascontiguousarray(store.timestamps[windows.end])),
         user_index=torch.from_numpy(windows.user),
         ratings=None if ratings is None else torch.from_numpy(np.ascontiguousarray(ratings[index])),
+        actions=None if actions is None else torch.from_numpy(actions[index].astype(np.int64)),
+        context=user_context(store, windows.user),
         all_targets=not last_target_only,
     )
 
 
+def user_context(store: SequenceStore, user: np.ndarray) -> dict[str, torch.Tensor] | None:
+    """The features of users ``[U]``, each ``[U]`` int64; None where the store has none."""
+    features = store.user_features
+    return {name: torch.from_numpy(codes[user].astype(np.int64)) for name, codes in features.items()} or None
+
+
+Gather = Callable[[SequenceStore, Windows], SequenceBatch]
+
+
 def epoch_batches(windows: Windows, options: LoaderOptions, *, seed: int, epoch: int) -> list[np.ndarray]:
     """The rows of ``windows`` in each global batch of an epoch; the same for every process."""
-    order = np.random.default_rng((seed, epoch)).permutation(len(windows.user))
+    order = np.arange(len(windows.user))
+    if options.shuffle:
+        order = np.random.default_rng((seed, epoch)).permutation(order)
     if options.batch == "rows":
         return np.split(order, range(options.rows_per_batch, len(order), options.rows_per_batch))
     batch = (np.cumsum(windows.lengths[order]) - 1) // options.tokens_per_batch
@@ -130,10 +145,11 @@ def training_batches(
     first: int = 0,
     rank: int = 0,
     world: int = 1,
+    gather: Gather = gather_batch,
 ) -> Iterator[SequenceBatch]:
-    """This process's batches of one epoch, from global batch number ``first`` on."""
+    """This process's batches of one epoch, from global batch number ``first`` on; ``gather`` makes one of windows."""
     for rows in epoch_batches(windows, options, seed=seed, epoch=epoch)[first:]:
-        yield gather_batch(store, windows.take(deal_rows(rows, windows.lengths, rank, world)))
+        yield gather(store, windows.take(deal_rows(rows, windows.lengths, rank, world)))
 
 
 def evaluation_batches(

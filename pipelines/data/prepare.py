@@ -8,15 +8,17 @@ keep the order that the file gives them; how many events the file held out of ti
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from pipelines.data.actions import checked_mask, classes_of_ratings, describe_actions
 from pipelines.data.formats.shown import shown_names
 from pipelines.data.store import SequenceStore, building, write_arrays
+from pipelines.data.user_features import user_codes, write_vocabularies
 from pipelines.errors import ConfigError, DataError, nearest
 
 PREPARE_VERSION = 1
@@ -53,6 +55,13 @@ class PrepareOptions:
     global-time split can use."""
     features: tuple[str, ...] = ()
     """Further numeric columns of the table to keep as token features under their own names."""
+    rating_levels: tuple[float, ...] = ()
+    """All ratings there are, in ascending order: the place of an event's rating among them becomes the token feature
+    ``actions``."""
+    action_bits: tuple[str, ...] = ()
+    """Names of the bits of the table's column ``actions``, lowest first; it becomes the token feature ``actions``."""
+    user_features: tuple[str, ...] = ()
+    """What to carry of each user: ``user_id``, and columns of what the dataset tells of its users."""
 
     __pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}
 
@@ -70,7 +79,24 @@ class PrepareOptions:
             raise ConfigError(
                 f"unknown timestamps '{self.timestamps}'", fix=nearest(self.timestamps, ("seconds", "relative"))
             )
-        object.__setattr__(self, "features", tuple(self.features))
+        for key in _LISTS:
+            object.__setattr__(self, key, tuple(getattr(self, key)))
+        if self.rating_levels and self.action_bits:
+            raise ConfigError("actions come from rating_levels or from action_bits, not from both")
+        if list(self.rating_levels) != sorted(set(self.rating_levels)) or len(self.rating_levels) > 255:
+            raise ConfigError("rating_levels are at most 255 different ratings in ascending order")
+        if len(self.action_bits) > 16:
+            raise ConfigError(f"action_bits are {len(self.action_bits)} names, there is room for 16")
+        if twice := [name for name in self.user_features if self.user_features.count(name) > 1]:
+            raise ConfigError(f"user_features names {twice[0]} twice")
+
+    def described(self) -> dict[str, Any]:
+        """The options as plain data; options that came later are left out unset, so that a store keeps its key."""
+        later = ("rating_levels", "action_bits", "user_features")
+        return {key: value for key, value in asdict(self).items() if value or key not in later}
+
+
+_LISTS = tuple(field.name for field in fields(PrepareOptions) if str(field.type).startswith("tuple"))
 
 
 @dataclass
@@ -100,6 +126,7 @@ def prepare(
     *,
     source: Mapping[str, Any],
     options: PrepareOptions | None = None,
+    users: pl.DataFrame | None = None,
 ) -> SequenceStore:
     """Turn an interactions table into a sequence store at ``folder``; a store already there is replaced.
 
@@ -111,6 +138,7 @@ def prepare(
         folder: where the store goes.
         source: where the data come from, for the manifest: ``name``, ``files`` (name and sha256), ``note``.
         options: filters and units.
+        users: ``user_id`` and what ``options.user_features`` names beside it, a row a user.
 
     Raises:
         DataError: missing columns, missing or impossible values, nothing left after the filters, disk full.
@@ -121,56 +149,84 @@ def prepare(
     _check_columns(frame, options, label)
     clock = options.timestamps if "timestamp" in frame.columns else "order"
     events = _events(frame, clock, options, label)
+    del table, frame  # a caller that does not hold it either frees what has been numbered
     raw_count = len(events.user)
     _filter(events, options)
     if not len(events.user):
         raise DataError(f"the filters leave none of {raw_count} events", where=label, fix="Loosen the filters")
+    codes, values = user_codes(options.user_features, users, events.user_ids, label)
     arrays, unordered = _sequences(events, clock, options)
-    manifest = {
+    arrays |= _named_apart(codes, arrays, label)
+    manifest: dict[str, Any] = {
         "source": dict(source),
-        "filters": asdict(options),
+        "filters": options.described(),
         "counts": {"users": len(events.user_ids), "items": len(events.item_ids), "events": len(arrays["items"])},
         "events_before_filters": raw_count,
         "events_out_of_time_order": unordered,
         "timestamps": clock,
         "tie_rule": TIE_RULE,
     }
+    manifest |= _described_features(options, events.user_ids, values)
     with building(Path(folder)) as temporary:
+        write_vocabularies(temporary, values)
         write_arrays(temporary, arrays, manifest, _id_bytes(events.user_ids, events.item_ids))
-        items = pl.DataFrame(
-            {"item_index": np.arange(1, len(events.item_ids) + 1, dtype=np.int32), "item_id": events.item_ids}
-        )
-        users = pl.DataFrame(
-            {"user_index": np.arange(len(events.user_ids), dtype=np.int32), "user_id": events.user_ids}
-        )
-        items.write_parquet(temporary / "items.parquet")
-        users.write_parquet(temporary / "users.parquet")
+        _write_ids(temporary, events)
     return SequenceStore.open(Path(folder))
 
 
+def _write_ids(folder: Path, events: _Events) -> None:
+    """The original ids behind the indices."""
+    items = np.arange(1, len(events.item_ids) + 1, dtype=np.int32)
+    users = np.arange(len(events.user_ids), dtype=np.int32)
+    pl.DataFrame({"item_index": items, "item_id": events.item_ids}).write_parquet(folder / "items.parquet")
+    pl.DataFrame({"user_index": users, "user_id": events.user_ids}).write_parquet(folder / "users.parquet")
+
+
+def _described_features(
+    options: PrepareOptions, user_ids: pl.Series, values: Mapping[str, pl.Series]
+) -> dict[str, Any]:
+    """What the manifest says of actions and of users' features: how many codes each has, unknown (0) among them."""
+    sizes = {name: 1 + len(values.get(name, user_ids)) for name in options.user_features}
+    actions = describe_actions(options.rating_levels, options.action_bits)
+    return {**({"actions": actions} if actions else {}), **({"user_features": sizes} if sizes else {})}
+
+
+def _named_apart(
+    codes: Mapping[str, np.ndarray], arrays: Mapping[str, np.ndarray], label: str
+) -> dict[str, np.ndarray]:
+    """The users' codes under the names of their files, none of which a token feature may have."""
+    named = {f"user_{name}": array for name, array in codes.items()}
+    if clash := sorted(named.keys() & arrays.keys()):
+        raise DataError(f"{clash[0]} is a token feature and a user feature", where=label, fix="Keep one of them")
+    return named
+
+
 def _check_columns(frame: pl.DataFrame, options: PrepareOptions, label: str) -> None:
-    needed = ["user_id", "item_id", *options.features] + (["rating"] if options.min_rating is not None else [])
+    rated = options.min_rating is not None or bool(options.rating_levels)
+    needed = ["user_id", "item_id", *options.features] + (["rating"] if rated else [])
+    needed += ["actions"] if options.action_bits else []
     missing = [name for name in needed if name not in frame.columns]
     if "timestamp" not in frame.columns and "order" not in frame.columns:
         missing.append("timestamp (or order)")
     if missing:
+        asking = "rating_levels" if options.rating_levels else "min_rating"
+        remedy = f"Drop {asking} or name the column with --set dataset.options.rating=COLUMN"
         raise DataError(
             f"columns missing: {', '.join(missing)}; found: {shown_names(frame.columns) or 'none'}",
             where=label,
-            fix="Drop min_rating or name the column with --set dataset.options.rating=COLUMN"
-            if missing == ["rating"]
-            else None,
+            fix=remedy if missing == ["rating"] else None,
         )
     if not frame.height:
         raise DataError("the table holds no events", where=label, fix="Check that this is the right file")
-    used = [name for name in ("timestamp", "order", "rating") if name in frame.columns]
+    used: list[str] = [name for name in ("timestamp", "order", "rating") if name in frame.columns]
+    used += ["actions"] if options.action_bits else []
     for name in ["user_id", "item_id", *used, *options.features]:
         if nulls := frame[name].null_count():
             raise DataError(
                 f"{nulls} of {frame.height} events have no {name}", where=label, fix="Drop or repair those rows"
             )
     for name in [*used, *options.features]:
-        whole = name in ("timestamp", "order")
+        whole = name in ("timestamp", "order", "actions")
         if not (frame[name].dtype.is_integer() if whole else frame[name].dtype.is_numeric()):
             kind = "whole numbers" if whole else "numbers"
             raise DataError(f"column {name} holds {frame[name].dtype}, not {kind}", where=label)
@@ -189,6 +245,10 @@ def _events(frame: pl.DataFrame, clock: str, options: PrepareOptions, label: str
     features = {name: frame[name].to_numpy() for name in options.features}
     if "rating" in frame.columns:
         features["ratings"] = frame["rating"].cast(pl.Float32).to_numpy()
+    if options.rating_levels:
+        features["actions"] = classes_of_ratings(features["ratings"], options.rating_levels, label)
+    if options.action_bits:
+        features["actions"] = checked_mask(frame["actions"].to_numpy(), options.action_bits, label)
     for name, values in features.items():
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise DataError(
@@ -200,9 +260,11 @@ def _events(frame: pl.DataFrame, clock: str, options: PrepareOptions, label: str
 def _number(column: pl.Series, label: str) -> tuple[np.ndarray, pl.Series]:
     """Codes ``[events]`` int32 of a column of ids and the sorted distinct ids that the codes point at."""
     if column.dtype.is_integer():
-        values = column.cast(pl.Int64).to_numpy()
+        values = (column if column.dtype == pl.Int32 else column.cast(pl.Int64)).to_numpy()
         low, high = int(values.min()), int(values.max())
-        if high - low < max(4 * len(values), 1 << 20):  # dense ids: two passes over a table instead of a sort
+        if high - low < min(
+            max(4 * len(values), 1 << 20), 1 << 31
+        ):  # dense ids: two passes over a table instead of a sort
             seen = np.zeros(high - low + 1, dtype=bool)
             seen[values - low] = True
             codes = (np.cumsum(seen, dtype=np.int32) - np.int32(1))[values - low]
@@ -296,7 +358,9 @@ def _sequences(events: _Events, clock: str, options: PrepareOptions) -> tuple[di
         time = np.arange(len(row), dtype=np.int64) - np.repeat(offsets[:-1], lengths)
     else:
         multiply, divide = _UNITS[options.timestamp_unit]
-        time = events.time[row] * multiply // divide
+        time = events.time[row]
+        time *= multiply
+        time //= divide
     arrays = {"offsets": offsets, "items": events.item[row] + np.int32(1), "timestamps": time}
     return arrays | {name: values[row] for name, values in events.features.items()}, unordered
 

@@ -1,9 +1,10 @@
 """Who is asked what: queries for training, validation and test, as positions in a sequence store.
 
-A query is (user, end): the history is events ``offsets[user] .. end``, the target is event ``end``. Two kinds of split:
+A query is (user, end): the history is events ``offsets[user] .. end``, the target is event ``end``. Three kinds:
 
 **leave-one-out.** A user with at least three events gives their newest event to the test, the second newest to the
-validation, and everything older to training. Users with one or two events have none to spare: they train only.
+validation, and everything older to training. Users with one or two events have none to spare: they train only. With
+``held_out`` n the newest n events test, the n before them validate; a query's ``end`` is the newest of its n.
 
 **global-time.** Events before ``valid_from`` train, from ``valid_from`` to ``test_from`` they validate, the rest test:
 no model sees the future of anybody. Moments are seconds, or shares of all events in time order (default 0.8 and 0.9).
@@ -11,7 +12,11 @@ By default a user is asked once a period, about their first event in it (``targe
 leave-one-out, and its history holds nothing that happened after the cut. ``targets="all"`` asks about every event of
 the period, each with everything before it. Targets that nobody has seen in training stay in: they are part of the task.
 
-A query always has a history: in neither kind is a user's very first event a target. So a user with exactly three events
+**users.** Some users train, others validate, others test: of each the newest event, with everything before it. No event
+of a user who is tested has been trained on, so a model can know them by their history alone. Shares are of the users
+with at least two events, who are drawn with ``seed``; default 0.1 each for validation and test.
+
+A query always has a history: in no kind is a user's very first event a target. So a user with exactly three events
 is evaluated but trains nothing in leave-one-out.
 """
 
@@ -26,7 +31,7 @@ import numpy as np
 from pipelines.data.store import SequenceStore
 from pipelines.errors import ConfigError, DataError, nearest
 
-Kind = Literal["leave-one-out", "global-time"]
+Kind = Literal["leave-one-out", "global-time", "users"]
 Targets = Literal["first", "all"]
 
 
@@ -51,7 +56,7 @@ class Split:
     """A store divided.
 
     Attributes:
-        kind: ``leave-one-out`` or ``global-time``.
+        kind: ``leave-one-out``, ``global-time`` or ``users``.
         train: one query a user, its newest training target; every event of that user up to and including event
             ``train.end`` is training data. Users who cannot train are absent.
         valid: validation queries.
@@ -75,22 +80,28 @@ def make_split(
     valid_from: float | None = None,
     test_from: float | None = None,
     targets: Targets | str = "first",
+    held_out: int = 1,
+    shares: tuple[float, float] = (0.1, 0.1),
+    seed: int = 0,
 ) -> Split:
     """Divide a store.
 
     Args:
         store: the sequences.
-        kind: ``leave-one-out`` or ``global-time``.
+        kind: ``leave-one-out``, ``global-time`` or ``users``.
         valid_from: global-time only: seconds since the epoch, or, below 1, a share of all events; default 0.8.
         test_from: likewise; default 0.9.
         targets: global-time only: ``first`` or ``all``, see the module docstring.
+        held_out: leave-one-out only: events of a user that test, and that validate.
+        shares: users only: of the users, those that validate and those that test.
+        seed: users only: of the draw.
 
     Raises:
         ConfigError: unknown kind or targets, moments in the wrong order or without a global-time split.
         DataError: the store is too small to be divided this way, or has no clock that users share.
     """
-    if kind not in ("leave-one-out", "global-time"):
-        raise ConfigError(f"unknown split '{kind}'", fix=nearest(str(kind), ("leave-one-out", "global-time")))
+    if kind not in _REMEDY:
+        raise ConfigError(f"unknown split '{kind}'", fix=nearest(str(kind), _REMEDY))
     if targets not in ("first", "all"):
         raise ConfigError(f"unknown targets '{targets}'", fix=nearest(str(targets), ("first", "all")))
     if store.num_users < 2 or store.num_items < 2:
@@ -99,12 +110,12 @@ def make_split(
             where=str(store.path),
             fix="Bring more data or loosen the filters (min_user_events, min_item_events, min_rating)",
         )
+    if kind != "global-time" and (valid_from is not None or test_from is not None):
+        raise ConfigError("valid_from and test_from belong to a global-time split", fix="Use split kind global-time")
     if kind == "leave-one-out":
-        if valid_from is not None or test_from is not None:
-            raise ConfigError(
-                "valid_from and test_from belong to a global-time split", fix="Use split kind global-time"
-            )
-        parts, description = _leave_one_out(store)
+        parts, description = _leave_one_out(store, held_out)
+    elif kind == "users":
+        parts, description = _users(store, shares, seed)
     else:
         parts, description = _global_time(
             store, _share_or_seconds(valid_from, 0.8), _share_or_seconds(test_from, 0.9), targets
@@ -123,6 +134,7 @@ def make_split(
 _REMEDY = {
     "leave-one-out": "It needs users with at least 4 events: bring more data or loosen the filters",
     "global-time": "Move valid_from and test_from, or use leave-one-out",
+    "users": "It needs users with at least 2 events and a share of one user or more: bring more data",
 }
 
 
@@ -130,18 +142,36 @@ def _share_or_seconds(value: float | None, default: float) -> float:
     return default if value is None else value
 
 
-def _leave_one_out(store: SequenceStore) -> tuple[tuple[Queries, Queries, Queries], str]:
+def _leave_one_out(store: SequenceStore, each: int) -> tuple[tuple[Queries, Queries, Queries], str]:
+    if each < 1:
+        raise ConfigError(f"held_out is {each}", fix="Hold out 1 event or more")
     start, stop = store.offsets[:-1], store.offsets[1:]
-    held_out = np.where(stop - start >= 3, 2, 0)
+    held_out = np.where(stop - start >= 2 * each + 1, 2 * each, 0)
     evaluated = np.flatnonzero(held_out)
     train_end = stop - held_out - 1
     trains = np.flatnonzero(train_end > start)
     parts = (
         Queries(trains, train_end[trains]),
-        Queries(evaluated, stop[evaluated] - 2),
+        Queries(evaluated, stop[evaluated] - 1 - each),
         Queries(evaluated, stop[evaluated] - 1),
     )
-    return parts, f"leave-one-out: newest event of {len(evaluated)} users tests, second newest validates"
+    if each == 1:
+        return parts, f"leave-one-out: newest event of {len(evaluated)} users tests, second newest validates"
+    return parts, f"leave-one-out: newest {each} events of {len(evaluated)} users test, the {each} before them validate"
+
+
+def _users(
+    store: SequenceStore, shares: tuple[float, float], seed: int
+) -> tuple[tuple[Queries, Queries, Queries], str]:
+    if min(shares) <= 0 or sum(shares) >= 1:
+        raise ConfigError(f"shares of users are {shares}", fix="Give two shares above 0 that leave some to train")
+    start, stop = store.offsets[:-1], store.offsets[1:]
+    drawn = np.random.default_rng(seed).permutation(np.flatnonzero(stop - start >= 2))
+    valid, test = (round(share * len(drawn)) for share in shares)
+    groups = [np.sort(group) for group in np.split(drawn, [valid, valid + test])]
+    asked = [Queries(group, stop[group] - 1) for group in groups]
+    parts = asked[2], asked[0], asked[1]
+    return parts, f"users: {len(groups[2])} train, {valid} validate, {test} test, drawn with seed {seed}"
 
 
 def _global_time(

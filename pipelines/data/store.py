@@ -6,6 +6,9 @@ A store is a folder::
     items.npy        int32 [events]      item index 1 .. num_items; 0 is padding and is never stored
     timestamps.npy   int64 [events]      seconds, never decreasing inside a user, file order kept for ties
     ratings.npy      float32 [events]    and more, one file a token feature
+    actions.npy      uint8 [events]      what the user did: a class or a bit mask, named in the manifest
+    user_sex.npy     int32 [users]       and more, one file a user feature: codes, 0 is unknown
+    user_sex.parquet code, value         what the codes stand for
     items.parquet    item_index, item_id       users.parquet    user_index, user_id
     manifest.json    schema version, source, filters, counts, tie rule, content hash
 
@@ -23,7 +26,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +49,10 @@ class SequenceStore:
         offsets: ``[users + 1]`` int64; user ``u`` owns events ``offsets[u]`` to ``offsets[u + 1]``; no user is empty.
         items: ``[events]`` int32, 1 .. ``num_items``.
         timestamps: ``[events]`` int64 seconds, never decreasing inside a user.
-        features: further arrays ``[events]`` by name, e.g. ``ratings`` float32.
+        features: further arrays ``[events]`` by name, e.g. ``ratings`` float32 or ``actions`` uint8.
         manifest: see the module docstring; ``manifest["timestamps"]`` says what the times are: ``seconds`` since the
             epoch, ``relative`` to each user's first event, or mere ``order``.
+        user_features: arrays ``[users]`` int32 by name: codes below :attr:`user_feature_sizes`, 0 is unknown.
     """
 
     path: Path
@@ -57,6 +61,7 @@ class SequenceStore:
     timestamps: np.ndarray
     features: Mapping[str, np.ndarray]
     manifest: Mapping[str, Any]
+    user_features: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
     def open(cls, path: Path) -> SequenceStore:
@@ -80,7 +85,8 @@ class SequenceStore:
         if missing:
             raise DataError(f"the store lacks a usable {', '.join(missing)}", where=str(path), fix=_REBUILD)
         core = {name: arrays.pop(name) for name in _CORE}
-        return cls(path=path, **core, features=arrays, manifest=manifest)
+        users = {name: _user_codes(arrays, name, len(core["offsets"]) - 1, path) for name in _declared_users(manifest)}
+        return cls(path=path, **core, features=arrays, manifest=manifest, user_features=users)
 
     @property
     def num_users(self) -> int:
@@ -98,6 +104,17 @@ class SequenceStore:
         return len(self.items)
 
     @property
+    def user_feature_sizes(self) -> dict[str, int]:
+        """How many codes each user feature has, unknown (0) among them."""
+        return _declared_users(self.manifest)
+
+    @property
+    def actions(self) -> Mapping[str, Any] | None:
+        """What the token feature ``actions`` means: ``kind`` (``classes``, ``bits``) and ``names``; None without it."""
+        described = self.manifest.get("actions")
+        return described if isinstance(described, Mapping) else None
+
+    @property
     def num_out_of_order(self) -> int | None:
         """Events that the file held out of time order inside their user; None for a store that no file was read for."""
         number = self.manifest.get("events_out_of_time_order")
@@ -110,6 +127,10 @@ class SequenceStore:
     def user_ids(self) -> np.ndarray:
         """Original ids ``[num_users]`` (int64 or object): entry ``u`` belongs to user index ``u``."""
         return self._ids("users.parquet", "user_id")
+
+    def user_feature_values(self, name: str) -> np.ndarray:
+        """Original values of a user feature; entry ``i`` belongs to code ``i + 1``."""
+        return self._ids(f"user_{name}.parquet", "value")
 
     def _ids(self, file: str, column: str) -> np.ndarray:
         try:
@@ -144,6 +165,19 @@ def _check_manifest(manifest: Mapping[str, Any], path: Path) -> None:
     )
     if not counted or not listed:
         raise DataError(f"{MANIFEST} lacks arrays or counts", where=str(path), fix=_REBUILD)
+
+
+def _declared_users(manifest: Mapping[str, Any]) -> dict[str, int]:
+    declared = manifest.get("user_features")
+    return {str(name): int(size) for name, size in declared.items()} if isinstance(declared, Mapping) else {}
+
+
+def _user_codes(arrays: dict[str, np.ndarray], name: str, num_users: int, path: Path) -> np.ndarray:
+    """Take the codes of one user feature out of ``arrays``."""
+    codes = arrays.pop(f"user_{name}", None)
+    if codes is None or codes.shape != (num_users,) or codes.dtype != np.int32:
+        raise DataError(f"the store lacks a usable user_{name}", where=str(path), fix=_REBUILD)
+    return codes
 
 
 def _map_array(path: Path, name: str, declared: Mapping[str, Any]) -> np.ndarray:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import inspect
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import polars as pl
 
-from pipelines.data.formats import csv, movielens, parquet, recbole, sasrec
+from pipelines.data.formats import csv, kuairand, movielens, parquet, recbole, sasrec, synthetic
 from pipelines.data.formats.raw import MEMBER, RawFile, locate
 from pipelines.data.formats.shown import shown
 from pipelines.errors import ConfigError, DataError, nearest
@@ -30,6 +30,14 @@ READERS: dict[str, Callable[..., pl.DataFrame]] = {
     "sasrec": sasrec.read,
     "csv": csv.read,
     "parquet": parquet.read,
+    "kuairand": kuairand.read,
+    "synthetic": synthetic.read,
+}
+
+USER_READERS: dict[str, Callable[..., pl.DataFrame]] = {
+    "movielens": movielens.read_users,
+    "kuairand": kuairand.read_users,
+    "synthetic": synthetic.read_users,
 }
 
 
@@ -60,6 +68,34 @@ def read_interactions(path: Path, format: str = "auto", **options: Any) -> pl.Da
         if not _is_one_of(value, hints[name]):
             raise ConfigError(f"option '{name}' cannot be {value!r}", where=where, fix=_OPTION_KIND)
     return reader(path, **options)
+
+
+def read_users(path: Path, names: Sequence[str], format: str = "auto", **options: Any) -> pl.DataFrame:
+    """What a dataset tells of its users: ``user_id`` and the columns ``names``.
+
+    Args:
+        path: the file, archive or folder that :func:`read_interactions` reads too.
+        names: the columns.
+        format: a key of :data:`READERS`, or ``auto``.
+        options: the interactions' options; those that say nothing about users are passed over.
+
+    Raises:
+        ConfigError: the format tells nothing of its users, or not this.
+        DataError: a missing or malformed file.
+    """
+    path = Path(path)
+    if format == "auto":
+        format = detect_format(path, options.get("member"))
+    if format not in USER_READERS:
+        known = ", ".join(sorted(USER_READERS))
+        raise ConfigError(
+            f"format {format} tells nothing of its users ({', '.join(names)})",
+            where="prepare.user_features",
+            fix=f"Keep user_id alone; formats that do: {known}",
+        )
+    reader = USER_READERS[format]
+    taken = inspect.signature(reader).parameters.keys() & options.keys()
+    return reader(path, names, **{name: options[name] for name in taken})
 
 
 def _is_one_of(value: Any, hint: Any) -> bool:

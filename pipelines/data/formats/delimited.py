@@ -17,8 +17,14 @@ from pipelines.data.formats.raw import RawFile
 from pipelines.data.formats.shown import shown
 from pipelines.errors import DataError
 
-Kind = Literal["int", "id", "float", "time"]
-_TYPES: dict[Kind, type[pl.DataType]] = {"int": pl.Int64, "id": pl.String, "float": pl.Float32, "time": pl.Int64}
+Kind = Literal["int", "id", "float", "time", "flag"]
+_TYPES: dict[Kind, type[pl.DataType]] = {
+    "int": pl.Int64,
+    "id": pl.String,
+    "float": pl.Float32,
+    "time": pl.Int64,
+    "flag": pl.UInt8,
+}
 _INT64 = 2**63
 _WHOLE = re.compile(r"[+-]?[0-9]+")  # int() and float() of Python take more: underscores, other scripts' digits
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
@@ -32,7 +38,8 @@ class Column:
         name: its name in the table.
         position: its place in the line, from 0.
         kind: ``int`` whole number; ``id`` any non-empty text (whole numbers when all of them are plainly written so);
-            ``float`` finite number; ``time`` whole number, also written as ``978300760.0`` or ``9.783e8``.
+            ``float`` finite number; ``time`` whole number, also written as ``978300760.0`` or ``9.783e8``;
+            ``flag`` 0 or 1.
     """
 
     name: str
@@ -72,9 +79,9 @@ def read_delimited(raw: RawFile, layout: Layout) -> pl.DataFrame:
         source, separator = source.replace(separator.encode(), b"\t"), "\t"
     if isinstance(source, bytes) and not source.strip():
         raise DataError("the file is empty", where=raw.label)
-    frame = _parse(source, separator, layout, time=pl.Int64)
+    frame = parse(source, separator, layout)
     if frame is None and any(column.kind == "time" for column in layout.columns):
-        frame = _parse(source, separator, layout, time=pl.Float64)
+        frame = parse(source, separator, layout, time=pl.Float64)
     if frame is None:
         raise_first_malformed(raw, layout)
     del source
@@ -83,8 +90,10 @@ def read_delimited(raw: RawFile, layout: Layout) -> pl.DataFrame:
     return frame
 
 
-def _parse(source: bytes | Path, separator: str, layout: Layout, time: type[pl.DataType]) -> pl.DataFrame | None:
-    """The table, or None if any line is malformed."""
+def parse(
+    source: bytes | Path, separator: str, layout: Layout, time: type[pl.DataType] = pl.Int64
+) -> pl.DataFrame | None:
+    """The table of a whole file or of a run of whole lines, or None if any line is malformed."""
     schema: dict[str, type[pl.DataType]] = {f"column_{place + 1}": pl.String for place in range(layout.width)}
     for column in layout.columns:
         schema[f"column_{column.position + 1}"] = time if column.kind == "time" else _TYPES[column.kind]
@@ -107,18 +116,24 @@ def _parse(source: bytes | Path, separator: str, layout: Layout, time: type[pl.D
         frame = frame.filter(~pl.all_horizontal(pl.all().is_null()))  # blank lines
         if any(frame[name].null_count() for name in frame.columns):
             return None
-    for column in layout.columns:
-        values = frame[column.name]
-        if column.kind == "id":
-            frame = frame.with_columns(whole_numbers_if_all(values))
-        elif values.dtype.is_float():
-            if not values.is_finite().all():
-                return None
-            if column.kind == "time":
-                if not (values.abs() < 2**53).all():  # beyond, a float64 cannot count seconds
-                    return None
-                frame = frame.with_columns(values.floor().cast(pl.Int64))
-    return frame
+    typed = [_typed(frame[column.name], column.kind) for column in layout.columns]
+    sound = [values for values in typed if values is not None]
+    return pl.DataFrame(sound) if len(sound) == len(typed) else None
+
+
+def _typed(values: pl.Series, kind: Kind) -> pl.Series | None:
+    """A column in the type of its kind, or None if a value is not of it."""
+    if kind == "id":
+        return whole_numbers_if_all(values)
+    if kind == "flag":
+        return None if (values > 1).any() else values
+    if not values.dtype.is_float():
+        return values
+    if not values.is_finite().all():
+        return None
+    if kind == "time":  # beyond, a float64 cannot count seconds
+        return values.floor().cast(pl.Int64) if (values.abs() < 2**53).all() else None
+    return values
 
 
 def whole_numbers_if_all(values: pl.Series) -> pl.Series:
@@ -179,6 +194,8 @@ def _fault(text: str, kind: Kind) -> str | None:
         return "is empty"
     if kind == "id":
         return None
+    if kind == "flag":
+        return None if text in ("0", "1") else f"'{shown(text, 40)}' is neither 0 nor 1"
     if not (_WHOLE if kind == "int" else _NUMBER).fullmatch(text):
         return f"'{shown(text, 40)}' is not a {'whole number' if kind in ('int', 'time') else 'finite number'}"
     if kind == "int":

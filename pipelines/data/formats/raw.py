@@ -1,7 +1,9 @@
-"""A raw text file, plain or a member of a zip archive, read without unpacking the rest of the archive."""
+"""A raw text file, plain or a member of a zip or tar archive, read without unpacking the rest of the archive."""
 
 from __future__ import annotations
 
+import gzip
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -49,10 +51,13 @@ class RawFile:
             if self.member is None:
                 with open(self.path, "rb") as stream:
                     yield stream
+            elif is_tar(self.path):
+                with _tar_member(self.path, self.member) as member:
+                    yield member
             else:
                 with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as member:
                     yield member
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        except (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
             raise DataError(f"is damaged ({shown(str(error))})", where=str(self.path), fix="Fetch it again") from None
         except OSError as error:
             raise DataError(f"cannot be read ({error.strerror or error})", where=self.label) from None
@@ -77,6 +82,24 @@ class RawFile:
         with self.open() as stream:
             for number, line in enumerate(stream, start=1):
                 yield number, decoded(line).rstrip("\r\n")
+
+
+def is_tar(path: Path) -> bool:
+    """Whether the name is that of a tar archive, compressed or not."""
+    return path.name.endswith((".tar", ".tar.gz", ".tgz"))
+
+
+@contextmanager
+def _tar_member(path: Path, name: str) -> Iterator[IO[bytes]]:
+    """The member called ``name``, in whatever folder of the archive. A compressed one is read through up to it."""
+    with tarfile.open(path, "r|*") as archive:
+        for entry in archive:
+            if entry.name == name or entry.name.endswith(f"/{name}"):
+                member = archive.extractfile(entry)
+                if member is not None:
+                    yield member
+                    return
+    raise DataError(f"holds no {name}", where=str(path), fix="Check that this is the right archive")
 
 
 def decoded(line: bytes) -> str:

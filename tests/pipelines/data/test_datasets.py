@@ -11,6 +11,7 @@ from pipelines.data.datasets import CONFIG_FOLDER, DatasetSpec, dataset_files, l
 from pipelines.data.prepare import PrepareOptions
 from pipelines.data.splits import make_split
 from pipelines.errors import ConfigError, DataError
+from tests.pipelines.data.kuairand_files import pack, small_edition
 
 pytestmark = pytest.mark.usefixtures("no_sources")
 
@@ -21,6 +22,7 @@ MEMBERS = {
     "ml-1m": ("ml-1m/ratings.dat", DAT),
     "ml-10m": ("ml-10M100K/ratings.dat", DAT),
     "ml-20m": ("ml-20m/ratings.csv", CSV),
+    "ml-20m-context": ("ml-20m/ratings.csv", CSV),
     "ml-25m": ("ml-25m/ratings.csv", CSV),
     "ml-32m": ("ml-32m/ratings.csv", CSV),
     "ml-32m-past": ("ml-32m/ratings.csv", CSV),
@@ -53,6 +55,62 @@ def test_every_movielens_config_reads_its_official_layout(
     assert store.num_events == events
     assert store.timestamps.tolist() == [100, 200, 300, 400, 500][:events]
     assert "differs from the official file" in store.manifest["source"]["note"]
+
+
+def test_ml_1m_with_its_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = load_dataset_spec("ml-1m-context", cache=tmp_path / "cache")
+    archive = tmp_path / "mirror" / str(spec.file)
+    archive.parent.mkdir(parents=True)
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("ml-1m/movies.dat", "1::Toy Story (1995)::Animation\n")
+        file.writestr("ml-1m/ratings.dat", DAT.replace("4.5", "4"))
+        file.writestr("ml-1m/users.dat", "1::F::1::10::48067\n2::M::56::16::55117-1234\n3::M::25::15::02460\n")
+    monkeypatch.setenv("RECPOD_MIRROR", str(tmp_path / "mirror"))
+    store = dataset_store(spec, tmp_path / "cache")
+    assert store.features["actions"].tolist() == [4, 3, 2, 0, 0]
+    assert store.actions == {"kind": "classes", "names": ["1", "2", "3", "4", "5"]}
+    assert {name: codes.tolist() for name, codes in store.user_features.items()} == {
+        name: [1, 2] for name in ("user_id", "sex", "age", "occupation", "zip")
+    }
+    assert store.user_feature_values("zip").tolist() == ["48067", "55117-1234"]
+    plain = load_dataset_spec("ml-1m", cache=tmp_path / "cache")
+    assert dataset_store(plain, tmp_path / "cache").user_features == {}
+
+
+def test_ml_20m_half_stars_are_ten_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = load_dataset_spec("ml-20m-context", cache=tmp_path / "cache")
+    archive = tmp_path / "mirror" / str(spec.file)
+    archive.parent.mkdir(parents=True)
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("ml-20m/ratings.csv", CSV)
+    monkeypatch.setenv("RECPOD_MIRROR", str(tmp_path / "mirror"))
+    store = dataset_store(spec, tmp_path / "cache")
+    assert store.features["actions"].tolist() == [9, 8, 5, 1, 1]
+    assert store.actions is not None and len(store.actions["names"]) == 10
+    assert store.user_feature_sizes == {"user_id": 3}
+
+
+@pytest.mark.parametrize("edition", ["pure", "1k", "27k"])
+def test_kuairand_configs_read_the_archive_and_the_unpacked_folder(
+    edition: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RECPOD_MIRROR", str(tmp_path / "mirror"))
+    folder = small_edition(tmp_path / f"kuairand-{edition}", edition)
+    spec = load_dataset_spec(f"kuairand-{edition}", cache=tmp_path / "cache")
+    assert spec.path is None
+    pack(folder, tmp_path / "mirror" / str(spec.file))
+    packed = dataset_store(spec, tmp_path / "cache")
+    unpacked = load_dataset_spec(f"kuairand-{edition}", cache=tmp_path)  # it lies where the configuration looks
+    assert unpacked.path == folder and "local folder" in unpacked.note
+    plain = dataset_store(unpacked, tmp_path)
+    assert plain.manifest["content_hash"] == packed.manifest["content_hash"]
+    assert packed.timestamps[0] == 1_649_347_200 and packed.user_ids().tolist() == [3, 7, 9]
+    assert packed.actions is not None and packed.actions["names"][-1] == "profile_enter"
+    assert packed.user_features["user_active_degree"].tolist() == [2, 1, 0]  # full_active, UNKNOWN, nothing said
+    assert packed.user_features["follow_user_num_range"].tolist() == [1, 3, 2]
+    (folder / "data" / f"user_features_{edition}.csv").write_text("user_id\n")
+    with pytest.raises(DataError, match="columns missing"):  # the folder's content is part of the store's key
+        dataset_store(unpacked, tmp_path)
 
 
 def test_amazon_and_news_configs_read_their_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

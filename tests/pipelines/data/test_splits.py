@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -12,6 +13,7 @@ from pipelines.data.prepare import PrepareOptions, prepare
 from pipelines.data.splits import Queries, make_split
 from pipelines.data.store import SequenceStore
 from pipelines.errors import ConfigError, DataError
+from tests.pipelines.conftest import memory_store
 
 Build = Callable[..., SequenceStore]
 
@@ -129,3 +131,41 @@ def test_wrong_arguments(build: Build) -> None:
         make_split(store, "global-time", valid_from=40, test_from=20)
     with pytest.raises(ConfigError, match="share between 0 and 1"):
         make_split(store, "global-time", valid_from=-0.5)
+
+
+@given(st.lists(st.integers(1, 12), min_size=12, max_size=40), st.integers(0, 5))
+def test_users_who_are_tested_train_nothing(users: list[int], seed: int) -> None:
+    store = memory_store(users)
+    split = make_split(store, "users", shares=(0.2, 0.3), seed=seed) if sum(u >= 2 for u in users) > 9 else None
+    if split is None:
+        return
+    groups = [set(queries.user.tolist()) for queries in (split.train, split.valid, split.test)]
+    assert not (groups[0] & groups[1] or groups[0] & groups[2] or groups[1] & groups[2])
+    asked = np.flatnonzero(np.diff(store.offsets) >= 2)
+    assert groups[0] | groups[1] | groups[2] == set(asked.tolist())
+    assert [len(split.valid), len(split.test)] == [round(0.2 * len(asked)), round(0.3 * len(asked))]
+    for queries in (split.train, split.valid, split.test):
+        assert (queries.end == store.offsets[queries.user + 1] - 1).all()
+        assert (np.diff(queries.user) > 0).all()
+
+
+def test_the_draw_of_users_is_repeatable_and_has_a_seed() -> None:
+    store = memory_store([5] * 60)
+    first, again, other = (make_split(store, "users", seed=seed) for seed in (1, 1, 2))
+    assert first.digest == again.digest != other.digest
+    with pytest.raises(ConfigError, match="shares of users"):
+        make_split(store, "users", shares=(0.5, 0.5))
+    with pytest.raises(DataError, match="leaves no validation query"):
+        make_split(memory_store([5] * 4), "users")
+
+
+def test_several_events_of_a_user_can_be_held_out() -> None:
+    store = memory_store([9, 6, 7, 3])
+    split = make_split(store, "leave-one-out", held_out=3)
+    assert split.test.user.tolist() == split.valid.user.tolist() == [0, 2]  # the others have fewer than 7
+    assert split.test.end.tolist() == [8, 21]
+    assert split.valid.end.tolist() == [5, 18]
+    assert split.train.end.tolist() == [2, 14, 24]  # user 2's only training event has no history; the short ones train
+    assert make_split(store, "leave-one-out").digest == make_split(store, "leave-one-out", held_out=1).digest
+    with pytest.raises(ConfigError, match="held_out is 0"):
+        make_split(store, "leave-one-out", held_out=0)

@@ -1,0 +1,258 @@
+"""The stages of a ranking run that differ from a retrieval run's: data, training and evaluation by predictions.
+
+Run folder, checkpoints, resume, guards, gates and report are the same; so is the training loop.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.ranking import Ranking, RankingData
+from models.registry import build_ranking
+from pipelines.config import RunConfig
+from pipelines.data.dataset_store import dataset_store
+from pipelines.data.ranking_loader import ranking_gather, ranking_windows
+from pipelines.data.store import SequenceStore
+from pipelines.errors import ConfigError, MachineError, RunError
+from pipelines.evaluation.ranking_evaluator import (
+    RankingEvaluation,
+    evaluate_ranking,
+    item_average,
+    write_predictions,
+)
+from pipelines.evaluation.ranking_metrics import ranking_metrics, torchmetrics_classification
+from pipelines.evaluation.ranking_protocols import RankingProtocol, get_ranking_protocol
+from pipelines.gates import apply_gates, gate_terms
+from pipelines.run_folder import RunFolder, code_digest, read_json, write_json
+from pipelines.stages import Prepared, dataset_spec, device_of, newest_checkpoint, run_identity, spread
+from pipelines.training.checkpoint import checkpoint_path, load_checkpoint
+from pipelines.training.distributed import this_world
+from pipelines.training.guards import Rent
+from pipelines.training.observers import Log, Watch
+from pipelines.training.run_log import beat
+from pipelines.training.signals import StopSignal
+from pipelines.training.state import TrainState, check_identity, load_best
+from pipelines.training.trainer import Trainer, TrainingData
+
+BASELINE = "item average"
+
+
+def prepare(config: RunConfig) -> Prepared:
+    """The data with their actions, and the split of the recipe's protocol.
+
+    Raises:
+        ConfigError: the dataset names no actions.
+        MachineError: torchmetrics is not installed: said now, not after the first epoch.
+    """
+    torchmetrics_classification()
+    protocol = get_ranking_protocol(config.evaluation.protocol, config.model_options().candidates)
+    store = dataset_store(dataset_spec(config), config.dataset.cache)
+    if store.actions is None:
+        raise ConfigError(
+            f"dataset '{config.dataset.name}' names no actions, which {config.model['name']} predicts",
+            where="dataset.name",
+            fix="use one that does (ml-1m-context, kuairand-1k), or name them in its YAML file: prepare.rating_levels "
+            "or prepare.action_bits",
+        )
+    return Prepared(store, protocol.divide(store), protocol)
+
+
+def ranking_data(store: SequenceStore) -> RankingData:
+    """What a model needs to know of a store with actions."""
+    described = store.actions or {}
+    return RankingData(described["kind"], tuple(described["names"]), store.user_feature_sizes)
+
+
+def build_task(config: RunConfig, prepared: Prepared) -> Ranking:
+    """The model with freshly drawn weights on its device; the seed decides them."""
+    torch.manual_seed(config.seed)
+    options, store = config.model_options(), prepared.store
+    if store.manifest.get("timestamps") == "order" and options.relative_bias == "position_time":
+        fix = "use data with timestamps, or --set model.relative_bias=position"
+        raise ConfigError("the data have no timestamps and the model reads them", where="model.relative_bias", fix=fix)
+    try:
+        task = build_ranking(config.model["name"], store.num_items, options, ranking_data(store))
+    except ValueError as error:
+        raise ConfigError(str(error), where="model.head", fix="end model.head with their number") from error
+    return task.to(device_of(config), torch.float64 if config.training.precision == "float64" else None)
+
+
+def train(
+    config: RunConfig,
+    prepared: Prepared,
+    folder: RunFolder,
+    log: Log,
+    stop: StopSignal,
+    *,
+    resume: Path | None,
+    watch: Watch | None,
+    provenance: Mapping[str, str],
+) -> tuple[Ranking, TrainState]:
+    """Train, or go on from the checkpoint ``resume``; the task comes back with the weights of the best validation."""
+    task, candidates = build_task(config, prepared), config.model_options().candidates
+    loader = config.loader
+    windows = ranking_windows(prepared.store, prepared.split.train, loader.max_length, candidates, loader.windows)
+    trainer = Trainer(
+        task,
+        TrainingData(prepared.store, windows, loader, config.seed, ranking_gather(candidates)),
+        options=config.training,
+        optimizer=config.optimizer,
+        guards=config.guards,
+        checkpoints=folder.checkpoints,
+        log=log,
+        validate=lambda: ask(config, prepared, task, "valid", stop=stop, at_most=config.training.valid_queries).metrics,
+        stop=stop,
+        identity=run_identity(config, prepared),
+        provenance=provenance,
+        watch=watch,
+        world=this_world(),
+        rent=Rent.so_far(),
+    )
+    if resume is not None:
+        trainer.restore(resume)
+    try:
+        state = trainer.run()
+    except torch.OutOfMemoryError as error:
+        raise MachineError(
+            "the GPU's memory does not hold a training step",
+            where="loader",
+            fix="set a smaller loader.rows_per_batch or loader.tokens_per_batch and begin anew with --resume never",
+        ) from error
+    load_best(task, folder.checkpoints, state, this_world())
+    return task, state
+
+
+def ask(
+    config: RunConfig,
+    prepared: Prepared,
+    task: Ranking,
+    part: str,
+    *,
+    stop: StopSignal | None = None,
+    at_most: int = 0,
+) -> RankingEvaluation:
+    """Evaluate ``task`` on the ``valid`` or ``test`` queries (``at_most`` so many, unless 0)."""
+
+    def between_batches() -> None:
+        beat()
+        if stop is not None:
+            stop.raise_if_requested()
+
+    return evaluate_ranking(
+        task,
+        prepared.store,
+        spread(getattr(prepared.split, part), at_most),
+        max_length=config.loader.max_length,
+        asked=_protocol(prepared).asked,
+        device=next(task.parameters()).device,
+        tokens_per_batch=config.loader.tokens_per_batch,
+        between_batches=between_batches,
+        world=this_world(),
+    )
+
+
+def _protocol(prepared: Prepared) -> RankingProtocol:
+    assert isinstance(prepared.protocol, RankingProtocol)
+    return prepared.protocol
+
+
+def best_task(config: RunConfig, prepared: Prepared, folder: RunFolder) -> tuple[Ranking, TrainState]:
+    """The best checkpoint's model of a run that has been trained.
+
+    Raises:
+        RunError: no checkpoint, or one of another configuration.
+    """
+    identity = run_identity(config, prepared)
+
+    def stand() -> TrainState:
+        newest = newest_checkpoint(folder)
+        if newest is None:
+            raise RunError("there is no checkpoint to evaluate", where=str(folder.path), fix="train the run first")
+        saved = load_checkpoint(newest)
+        check_identity(saved, identity, newest)
+        return TrainState(**saved["state"])
+
+    task, state = build_task(config, prepared), this_world().on_first(stand)
+    load_best(task, folder.checkpoints, state, this_world())
+    return task, state
+
+
+def evaluate_run(
+    config: RunConfig, prepared: Prepared, task: Ranking, state: TrainState, folder: RunFolder
+) -> dict[str, Any]:
+    """Test the chosen checkpoint and the baseline, apply the gates, write metrics.json and predictions.parquet.
+
+    Nothing is asked again when the inputs are those of the metrics that are there.
+    """
+    world = this_world()
+    inputs, metrics = world.on_first(lambda: (_inputs(config, prepared, state), read_json(folder.metrics)))
+    if metrics.get("inputs") == inputs:
+        return metrics
+    best = checkpoint_path(folder.checkpoints, state.best_step)
+    provenance: list[dict[str, str]] = world.on_first(lambda: load_checkpoint(best).get("provenance", []))
+    metrics, test = _measured(config, prepared, task, state, provenance)
+    metrics["inputs"] = inputs
+    names = ranking_data(prepared.store).names
+    world.on_first(lambda: write_predictions(folder.predictions, prepared.store, test, names))
+    world.on_first(lambda: write_json(folder.metrics, metrics))
+    return metrics
+
+
+def _measured(
+    config: RunConfig, prepared: Prepared, task: Ranking, state: TrainState, provenance: list[dict[str, str]]
+) -> tuple[dict[str, Any], RankingEvaluation]:
+    started, data, training = time.perf_counter(), ranking_data(prepared.store), config.training
+    valid, test = (ask(config, prepared, task, part) for part in ("valid", "test"))
+    averages = item_average(prepared.store, prepared.split, test.events)
+    baselines = {BASELINE: ranking_metrics(averages, test.labels, test.users, data.kind, data.names)}
+    metrics = {
+        "protocol": prepared.protocol.describe(
+            prepared.store,
+            prepared.split,
+            max_length=config.loader.max_length,
+            query_time=task.query_time,
+            validation=f"best {training.select} on validation, every {training.eval_every} epoch(s)",
+            seeds=[config.seed],
+            commit=", then ".join(entry["commit"] for entry in provenance) or None,
+        ),
+        "valid": valid.metrics,
+        "test": test.metrics,
+        "asked": {"valid": len(valid.events), "test": len(test.events)},
+        "baselines": baselines,
+        "gate": apply_gates(config.gates, test.metrics, baselines),
+        "training": {
+            "epochs": state.epoch,
+            "best_step": state.best_step,
+            "steps": state.step,
+            "seconds": state.seconds,
+            "targets": state.targets,
+            "ended": state.finished,
+            "cost": config.guards.cost(state.paid),
+            "processes": this_world().size,
+        },
+        "evaluation": {"predict_seconds": test.seconds, "seconds": time.perf_counter() - started},
+        "recipe": config.recipe,
+        "model": config.resolved()["model"],
+        "terms": gate_terms(config),
+        "code": [entry["code"] for entry in provenance],
+    }
+    return metrics, test
+
+
+def _inputs(config: RunConfig, prepared: Prepared, state: TrainState) -> str:
+    parts = [
+        run_identity(config, prepared),
+        state.best_step,
+        state.step,
+        config.evaluation.model_dump(),
+        [gate.model_dump() for gate in config.gates],
+        code_digest(),
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
