@@ -1,11 +1,8 @@
 """The leaderboard: recipes x seeds, one after another, one JSON a run, and a table of them that can be made again.
 
 Each run is a process of its own, ``recpod run RECIPE`` with another seed and name, so that none pays for another's time
-or memory. A run whose file is there is not run again; one that was stopped goes on where it stood.
-
-A table holds numbers that were asked for in one way alone: the same data, catalogue, protocol and query time. Its
-intervals are bootstrap intervals over the test queries of a single run, the ends averaged over the seeds; the spread is
-the standard deviation between seeds.
+or memory. A run whose file is there is not run again; one that was stopped goes on where it stood. Runs that were
+trained elsewhere are collected from their folders. The tables: :mod:`pipelines.evaluation.leaderboard_table`.
 """
 
 from __future__ import annotations
@@ -13,27 +10,30 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
+from pydantic import TypeAdapter
 from rich.console import Console
 
-from pipelines.config import RunConfig
+from pipelines.config import RunConfig, build_config, load_config, recipes
+from pipelines.config_files import read_yaml
 from pipelines.errors import ConfigError, RunError
+from pipelines.evaluation.compare import find_run
+from pipelines.evaluation.leaderboard_table import NOTE, read_records, tables
 from pipelines.run_folder import ROOT, RunFolder, read_json, write_json, write_text
 from pipelines.runbook import GATE_MISSED
 from pipelines.training.signals import Interrupted
+from pipelines.training.tracking import without_secrets
 
 FOLDER = Path("benchmarks/results/leaderboard")
 TABLE = "leaderboard.md"
-METRICS = ("HR@10", "NDCG@10")
-# What the protocol card says that must be equal inside a table, beside the dataset.
-_ASKED = ("catalogue_items", "name", "query_time", "ranking", "masked", "ties", "test_queries", "split_digest")
+_KEPT = ("model", "test", "valid", "intervals", "baselines", "protocol", "gate", "training", "code")
 
 Load = Callable[[str, list[str]], RunConfig]
 Start = Callable[[list[str]], int]
@@ -58,14 +58,26 @@ class Entry:
     @property
     def identity(self) -> str:
         """Digest of what decides the run's numbers, its machine and code apart."""
-        config = self.config
-        values = config.resolved()
-        parts = [config.identity(), values["engine"], values["evaluation"], values["training"], config.recipe]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return _digest(self.config)
+
+    @property
+    def settings(self) -> str:
+        """The same without the seed: runs that share it are the seeds of one row."""
+        return _digest(self.config.model_copy(update={"seed": 0}))
+
+
+def _digest(config: RunConfig) -> str:
+    values = config.resolved()
+    parts: list[Any] = [config.identity(), config.recipe]
+    for section in ("engine", "evaluation", "training"):  # what is as by default stays out: later keys change nothing
+        default = RunConfig.model_fields[section].default
+        usual = TypeAdapter(type(default)).dump_python(default, mode="json")
+        parts.append({key: value for key, value in values[section].items() if value != usual[key]})
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def leaderboard(
-    recipes: Sequence[str],
+    names: Sequence[str],
     seeds: Sequence[int],
     sets: Sequence[str],
     *,
@@ -77,7 +89,7 @@ def leaderboard(
     """Run what is not there yet and write the table.
 
     Args:
-        recipes: names or files.
+        names: recipes' names or files.
         seeds: each recipe is run with each of them.
         sets: ``key=value`` for all runs.
         load: makes the configuration of a recipe and overrides.
@@ -93,7 +105,7 @@ def leaderboard(
         Interrupted: a run was stopped and is saved.
     """
     # Every recipe has one seed before any has two.
-    entries = [plan(recipe, seed, sets, load, folder) for seed in seeds for recipe in recipes]
+    entries = [plan(recipe, seed, sets, load, folder) for seed in seeds for recipe in names]
     if len({entry.file for entry in entries}) < len(entries):
         raise ConfigError("two of the runs have one name", where="leaderboard", fix="give each recipe its own `name`")
     waiting = [entry for entry in entries if not is_finished(entry)]
@@ -107,7 +119,8 @@ def leaderboard(
         if code not in (0, GATE_MISSED):
             what = f"the run has ended with exit code {code}"
             raise RunError(what, where=entry.file.stem, fix="mend it and start the same command again")
-        write_json(entry.file, record(entry, arguments))
+        command = f"recpod run {' '.join(_plain(text) for text in arguments[1:])}"
+        write_json(entry.file, record(entry, RunFolder(entry.config.folder), command))
         write_table(folder)
     console.print(f"table: {write_table(folder)}")
     return 0
@@ -162,29 +175,122 @@ def in_a_process(arguments: list[str]) -> int:
         raise
 
 
-def record(entry: Entry, arguments: Sequence[str]) -> dict[str, Any]:
+def collect(runs: Sequence[str], sets: Sequence[str], *, folder: Path, console: Console) -> int:
+    """Turn finished runs into results beside the grid's; nothing is trained.
+
+    Args:
+        runs: their folders (config.yaml, environment.json and metrics.json are read), or names in ``runs``.
+        sets: must be empty: a finished run is what it is.
+        folder: of the results and the table.
+        console: says what was taken.
+
+    Returns:
+        0.
+
+    Raises:
+        ConfigError: there are ``sets``.
+        RunError: a run that is not finished, or whose numbers are of another configuration than its config.yaml, or
+            whose place another configuration has taken.
+    """
+    if sets:
+        raise ConfigError("finished runs are taken as they are", where="--set", fix="leave it away with --collect")
+    for run in [find_run(name) for name in runs]:
+        config = _config_of(RunFolder(run))
+        base = config.name.removesuffix(f"-seed-{config.seed}")
+        named = config.model_copy(update={"name": f"{base}-seed-{config.seed}"})
+        entry = Entry(config.recipe, [], config, folder / f"{named.folder.name}.json")
+        is_finished(entry)
+        write_json(entry.file, record(entry, RunFolder(run), command_of(config)))
+        console.print(f"{run.name}: {entry.file}")
+    console.print(f"table: {write_table(folder)}")
+    return 0
+
+
+def _config_of(folder: RunFolder) -> RunConfig:
+    """The configuration of a finished run.
+
+    Raises:
+        RunError: there is none, or the metrics are of another.
+    """
+    metrics = read_json(folder.metrics)
+    if not metrics or not folder.config.is_file():
+        raise RunError("this is no finished run (config.yaml and metrics.json)", where=str(folder.path))
+    config = build_config(read_yaml(folder.config))
+    model = config.resolved()["model"]
+    for what, same in (
+        ("recipe", metrics.get("recipe") == config.recipe),
+        ("seed", metrics.get("protocol", {}).get("seeds") == [config.seed]),
+        # Options that came later are not in older metrics.
+        ("model", config.engine.name != "recpod" or _agree(metrics.get("model", {}), model)),
+        ("number of epochs", metrics.get("training", {}).get("epochs", 0) <= config.training.epochs),
+    ):
+        if not same:
+            fix = "start the run again: it ends with metrics of its present configuration"
+            raise RunError(f"metrics.json is of another {what} than config.yaml", where=str(folder.path), fix=fix)
+    return config
+
+
+def _agree(recorded: Any, present: Any) -> bool:
+    """Whether what is recorded holds still; keys that came later are in ``present`` alone."""
+    if isinstance(recorded, dict) and isinstance(present, dict):
+        return bool(recorded or not present) and all(_agree(value, present.get(key)) for key, value in recorded.items())
+    return bool(recorded == present)
+
+
+def record(entry: Entry, folder: RunFolder, command: str) -> dict[str, Any]:
     """What is kept of a run.
 
     Raises:
-        RunError: the run has left no metrics.
+        RunError: the run has left no metrics, or not all of them.
     """
-    folder = RunFolder(entry.config.folder)
     metrics, environment = read_json(folder.metrics), read_json(folder.environment)
-    if not metrics:
-        raise RunError("the run has left no metrics.json", where=str(folder.path))
+    if missing := [key for key in _KEPT if key not in metrics]:
+        raise RunError(f"metrics.json lacks '{missing[0]}'", where=str(folder.path), fix="evaluate the run again")
+    config = entry.config
     return {
-        "recipe": entry.config.recipe,
-        "dataset": Path(entry.config.dataset.name).name,
-        "model": metrics["model"],
-        "seed": entry.config.seed,
-        **{key: metrics[key] for key in ("test", "valid", "intervals", "baselines", "protocol", "gate", "training")},
-        "command": f"recpod run {' '.join(_plain(text) for text in arguments[1:])}",
+        "recipe": config.recipe,
+        "name": config.name.removesuffix(f"-seed-{config.seed}"),
+        "dataset": Path(config.dataset.name).name,
+        "seed": config.seed,
+        **{key: metrics[key] for key in _KEPT},
+        **{key: metrics[key] for key in ("beyond_accuracy", "also") if metrics.get(key)},
+        "command": command,
+        "config": _anywhere(config),
         "machine": environment.get("machine"),
         "versions": environment.get("versions"),
         "commit": metrics["protocol"].get("commit"),
-        "code": metrics["code"],
         "identity": entry.identity,
+        "settings": entry.settings,
     }
+
+
+def _anywhere(config: RunConfig) -> dict[str, Any]:
+    """The resolved configuration without what belongs to one machine."""
+    values = without_secrets(config.resolved())
+    kept = {key: value for key, value in values.items() if key not in ("runs", "tracking", "debug")}
+    kept["dataset"] = {key: value for key, value in values["dataset"].items() if key not in ("cache", "gdrive_id")}
+    kept["dataset"]["name"] = _plain(kept["dataset"]["name"])
+    return kept
+
+
+def command_of(config: RunConfig) -> str:
+    """The command that makes the run of a shipped recipe; for another file, its name and where its values stand."""
+    if config.recipe not in recipes():
+        return f"recpod run {config.recipe}.yaml, a file with the values under 'config'"
+    given, shipped = (_flat(_anywhere(one)) for one in (config, load_config(config.recipe)))
+    told = given.keys() - {"description"}
+    unlike = {key: value for key, value in given.items() if key in told and shipped.get(key, ...) != value}
+    sets = (f"--set {shlex.quote(f'{key}={json.dumps(value)}')}" for key, value in unlike.items())
+    return " ".join([f"recpod run {config.recipe}", *sets])
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted key; an empty mapping is a value."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        nested = isinstance(value, dict) and value
+        found |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return found
 
 
 def _plain(text: str) -> str:
@@ -192,73 +298,9 @@ def _plain(text: str) -> str:
     return Path(text).name if Path(text).is_absolute() else text
 
 
-def read_records(folder: Path) -> list[dict[str, Any]]:
-    """All results of ``folder``, by name.
-
-    Raises:
-        RunError: a file that is no result.
-    """
-    records = []
-    for path in sorted(folder.glob("*.json")):
-        found = read_json(path)
-        missing = {"recipe", "dataset", "model", "seed", "test", "intervals", "baselines", "protocol"} - found.keys()
-        if missing:
-            raise RunError(f"this is no leaderboard result, it lacks '{min(missing)}'", where=str(path))
-        records.append(found)
-    return records
-
-
 def write_table(folder: Path) -> Path:
     """Write the table of all results in ``folder`` beside them; its path."""
     path = folder / TABLE
-    write_text(path, markdown(read_records(folder)))
+    head = "# Leaderboard\n\nGenerated by `recpod leaderboard` from the files beside it."
+    write_text(path, f"{head} {NOTE}\n\n{tables(read_records(folder), heading='##', files='')}\n")
     return path
-
-
-def markdown(records: Sequence[dict[str, Any]]) -> str:
-    """Markdown: one table for each way of asking, best NDCG@10 first, baselines of the same queries last."""
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for one in records:
-        groups.setdefault(_asked(one), []).append(one)
-    parts = ["# Leaderboard", "Generated by `recpod leaderboard` from the files beside it."]
-    parts += [_table(groups[key]) for key in sorted(groups)]
-    return "\n\n".join(parts) + "\n"
-
-
-def _asked(one: dict[str, Any]) -> str:
-    return json.dumps([one["dataset"], *(one["protocol"].get(field) for field in _ASKED)])
-
-
-def _table(records: list[dict[str, Any]]) -> str:
-    card = records[0]["protocol"]
-    items, queries = card["catalogue_items"], card["test_queries"]
-    title = f"{records[0]['dataset']} · {items:,} items · {card['name']} · query time {card['query_time']}"
-    note = (
-        f"{queries:,} test queries, ranking {card['ranking']}, split `{card['split_digest'][:12]}`. Mean over seeds ± "
-        "standard deviation between them [95% bootstrap interval over queries of one run]."
-    )
-    rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for one in records:
-        engine = f"{one['protocol']['engine']} " if "engine" in one["protocol"] else ""
-        name = f"{one['recipe']} ({engine}{one['model']['name']})"
-        rows.setdefault((name, json.dumps(one["model"], sort_keys=True)), []).append(one)
-    ordered = sorted(rows.items(), key=lambda row: -mean(one["test"]["NDCG@10"] for one in row[1]))
-    lines = [f"| {' | '.join(_row(name, runs))} |" for (name, _), runs in ordered]
-    for name, found in records[0]["baselines"].items():
-        lines.append(f"| *{name}* | - | {' | '.join(f'{found[metric]:.4f}' for metric in METRICS)} | - | - |")
-    head = f"| recipe (model) | seeds | {' | '.join(METRICS)} | epochs | minutes |\n|---|---|---|---|---|---|"
-    return f"## {title}\n\n{note}\n\n{head}\n" + "\n".join(lines)
-
-
-def _row(name: str, runs: list[dict[str, Any]]) -> list[str]:
-    """The cells of one recipe's runs."""
-    cells = [name, ", ".join(str(seed) for seed in sorted(one["seed"] for one in runs))]
-    for metric in METRICS:
-        values = [one["test"][metric] for one in runs]
-        spread = f" ± {stdev(values):.4f}" if len(values) > 1 else ""
-        low, high = (mean(one["intervals"]["test"][metric][end] for one in runs) for end in (0, 1))
-        cells.append(f"{mean(values):.4f}{spread} [{low:.4f}, {high:.4f}]")
-    trained = [one.get("training", {}) for one in runs]
-    cells.append(f"{mean(one.get('epochs', 0) for one in trained):.0f}")
-    cells.append(f"{mean(one.get('seconds', 0) for one in trained) / 60:.1f}")
-    return cells

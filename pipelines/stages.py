@@ -1,19 +1,16 @@
 """The stages of a run, each a function of the configuration and what earlier stages left behind.
 
-fetch and prepare give a sequence store; train leaves checkpoints; evaluate and gate write metrics.json; report makes
-the page. A stage whose inputs have not changed is skipped: the store by its manifest, training by its checkpoint's
-identity, evaluation by the digest it recorded.
+fetch and prepare give a sequence store; train leaves checkpoints; evaluate and gate (run_evaluation.py) write
+metrics.json; report makes the page. A stage whose inputs have not changed is skipped: the store by its manifest,
+training by its checkpoint's identity, evaluation by the digest it recorded.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,16 +23,14 @@ from pipelines.config import RunConfig
 from pipelines.data.dataset_store import dataset_store
 from pipelines.data.datasets import DatasetSpec, load_dataset_spec
 from pipelines.data.loader import cut_windows
-from pipelines.data.splits import Split, make_split
+from pipelines.data.splits import Queries, Split, make_split
 from pipelines.data.store import SequenceStore
 from pipelines.errors import ConfigError, MachineError, RunError
-from pipelines.evaluation.baselines import baselines as make_baselines
-from pipelines.evaluation.evaluator import Evaluation, evaluate, shuffle_ties, write_ranks
+from pipelines.evaluation.baselines import training_events
+from pipelines.evaluation.evaluator import Evaluation, Observe, evaluate
 from pipelines.evaluation.protocols import Protocol, get_protocol
 from pipelines.evaluation.ranking import EvaluatedTask
-from pipelines.evaluation.significance import intervals
-from pipelines.gates import apply_gates, gate_terms
-from pipelines.run_folder import RunFolder, code_digest, read_json, write_json
+from pipelines.run_folder import RunFolder
 from pipelines.training.checkpoint import checkpoint_path, checkpoint_steps, load_checkpoint
 from pipelines.training.distributed import this_world
 from pipelines.training.guards import Rent
@@ -72,8 +67,8 @@ def dataset_spec(config: RunConfig) -> DatasetSpec:
 
 
 def protocol_of(config: RunConfig, name: str | None = None) -> Protocol:
-    """The protocol ``name`` (default: the recipe's) with the recipe's cut-offs, 10 always among them."""
-    return replace(get_protocol(name or config.evaluation.protocol), ks=tuple(sorted({*config.evaluation.ks, 10})))
+    """The protocol ``name`` (default: the recipe's) with the recipe's cut-offs."""
+    return replace(get_protocol(name or config.evaluation.protocol), ks=config.cutoffs)
 
 
 def prepare(config: RunConfig) -> Prepared:
@@ -126,6 +121,8 @@ def loss_precision(config: RunConfig) -> str:
     device = device_of(config)
     if config.training.precision == "float64":
         return "float64"
+    if config.ranks:
+        return "float32"  # there are none: the loss is made of the logits, in float32 at least
     with autocast(device, config.training.precision):
         return str(compute_dtype(torch.zeros(1, device=device), config.model_options().loss.precision)).partition(".")[
             2
@@ -134,12 +131,8 @@ def loss_precision(config: RunConfig) -> str:
 
 def training_counts(prepared: Prepared) -> np.ndarray:
     """How often each item stands in the training events, ``[num_items + 1]`` int64; row 0 is padding."""
-    store, train = prepared.store, prepared.split.train
-    border = np.zeros(store.num_events + 1, dtype=np.int64)  # +1 where a user's training events begin, -1 behind them
-    np.add.at(border, np.asarray(store.offsets)[train.user], 1)
-    np.add.at(border, train.end + 1, -1)
-    inside = np.cumsum(border[:-1]) > 0
-    return np.bincount(store.items[inside], minlength=store.num_items + 1)
+    inside = training_events(prepared.store, prepared.split)
+    return np.bincount(prepared.store.items[inside], minlength=prepared.store.num_items + 1)
 
 
 def train(
@@ -154,7 +147,9 @@ def train(
     provenance: Mapping[str, str],
 ) -> tuple[Retrieval, TrainState]:
     """Train, or go on from the checkpoint ``resume``; the task comes back with the weights of the best validation."""
-    task = build_task(config, prepared)
+    from pipelines.estimate.training_work import training_work  # here: the estimate itself reads the stages
+
+    task, trained_on = build_task(config, prepared), device_of(config)
     data = TrainingData(
         prepared.store,
         cut_windows(prepared.store, prepared.split.train, config.loader.max_length, config.loader.windows),
@@ -169,13 +164,14 @@ def train(
         guards=config.guards,
         checkpoints=folder.checkpoints,
         log=log,
-        validate=lambda: ask(config, prepared, task, "valid", stop=stop).metrics,
+        validate=lambda: ask(config, prepared, task, "valid", stop=stop, at_most=config.training.valid_queries).metrics,
         stop=stop,
         identity=run_identity(config, prepared),
         provenance=provenance,
         watch=watch,
         world=this_world(),
         rent=Rent.so_far(),
+        work_of=training_work(config, prepared.store.num_items, trained_on.type),
     )
     if resume is not None:
         trainer.restore(resume)
@@ -206,8 +202,10 @@ def ask(
     protocol: Protocol | None = None,
     stop: StopSignal | None = None,
     queries_per_ranking: int = 8192,
+    at_most: int = 0,
+    observe: Observe | None = None,
 ) -> Evaluation:
-    """Evaluate ``task`` on the ``valid`` or ``test`` queries, the states of so many at a time."""
+    """Evaluate ``task`` on the ``valid`` or ``test`` queries (``at_most`` so many, unless 0), some states at a time."""
 
     def between_batches() -> None:
         beat()
@@ -217,7 +215,7 @@ def ask(
     return evaluate(
         task,
         prepared.store,
-        getattr(prepared.split, part),
+        spread(getattr(prepared.split, part), at_most),
         protocol=protocol or prepared.protocol,
         max_length=config.loader.max_length,
         device=next(iter(task.state_dict().values())).device,
@@ -225,7 +223,16 @@ def ask(
         queries_per_ranking=queries_per_ranking,
         between_batches=between_batches,
         world=this_world(),
+        observe=observe,
     )
+
+
+def spread(queries: Queries, at_most: int) -> Queries:
+    """``at_most`` of ``queries``, evenly over all; all of them where they are no more, or ``at_most`` is 0."""
+    if not 0 < at_most < len(queries):
+        return queries
+    rows = np.arange(at_most) * len(queries) // at_most
+    return Queries(queries.user[rows], queries.end[rows])
 
 
 def newest_checkpoint(folder: RunFolder) -> Path | None:
@@ -253,98 +260,3 @@ def best_task(config: RunConfig, prepared: Prepared, folder: RunFolder) -> tuple
     task, state = build_task(config, prepared), this_world().on_first(stand)
     load_best(task, folder.checkpoints, state, this_world())
     return task, state
-
-
-def evaluate_run(
-    config: RunConfig, prepared: Prepared, task: Retrieval, state: TrainState, folder: RunFolder
-) -> dict[str, Any]:
-    """Test the chosen checkpoint and the popularity baseline, apply the gates, write metrics.json and ranks.parquet.
-
-    The code and commit that are named are those that trained the checkpoint. Several processes share the queries; the
-    first one writes.
-    """
-    world = this_world()
-    inputs, metrics = world.on_first(lambda: (_evaluation_inputs(config, prepared, state), read_json(folder.metrics)))
-    if metrics.get("inputs") == inputs:
-        return metrics
-    best = checkpoint_path(folder.checkpoints, state.best_step)
-    provenance: list[dict[str, str]] = world.on_first(lambda: load_checkpoint(best).get("provenance", []))
-    started = time.perf_counter()
-    tasks = make_baselines(prepared.store, prepared.split)
-    valid, test = (ask(config, prepared, task, part) for part in ("valid", "test"))
-    baselines = {name: ask(config, prepared, one, "test").metrics for name, one in tasks.items()}
-    metrics = {
-        "protocol": prepared.protocol.describe(
-            prepared.store,
-            prepared.split,
-            max_length=config.loader.max_length,
-            query_time=getattr(task, "query_time", "blind"),
-            validation=f"best {config.training.select} on validation, every {config.training.eval_every} epoch(s)",
-            seeds=[config.seed],
-            commit=", then ".join(entry["commit"] for entry in provenance) or None,
-        ),
-        "valid": valid.metrics,
-        "test": test.metrics,
-        "intervals": {"test": intervals(test.ranks, test.metrics)},
-        "baselines": baselines,
-        "also": _asked_otherwise(config, prepared, task, tasks["popularity"]),
-        "gate": apply_gates(config.gates, test.metrics, baselines),
-        "training": {
-            "epochs": state.epoch,
-            "best_step": state.best_step,
-            "steps": state.step,
-            "seconds": state.seconds,
-            "targets": state.targets,
-            "ended": state.finished,
-            "cost": config.guards.cost(state.paid),
-            "processes": world.size,
-        },
-        "evaluation": {
-            "encode_seconds": test.encode_seconds,
-            "rank_seconds": test.rank_seconds,
-            "seconds": time.perf_counter() - started,
-        },
-        "recipe": config.recipe,
-        "model": config.resolved()["model"],
-        "terms": gate_terms(config),
-        "code": [entry["code"] for entry in provenance],
-        "inputs": inputs,
-    }
-    world.on_first(lambda: write_ranks(folder.ranks, prepared.store, prepared.split.test, test.ranks))
-    world.on_first(lambda: write_json(folder.metrics, metrics))
-    return metrics
-
-
-def _asked_otherwise(
-    config: RunConfig, prepared: Prepared, task: Retrieval, popular: EvaluatedTask
-) -> dict[str, Mapping[str, Any]]:
-    """The same checkpoint under the recipe's further protocols and controls."""
-    also = {name: _also(config, prepared, task, popular, name) for name in config.evaluation.also}
-    if config.evaluation.shuffle_ties:
-        store = shuffle_ties(prepared.store, config.seed, asked=prepared.split.test)
-        control = Prepared(store, make_split(store, prepared.protocol.split), prepared.protocol)
-        also[f"{prepared.protocol.name}, ties shuffled"] = _also(config, control, task, popular, prepared.protocol.name)
-    return also
-
-
-def _also(
-    config: RunConfig, prepared: Prepared, task: Retrieval, popular: EvaluatedTask, name: str
-) -> Mapping[str, Any]:
-    protocol = protocol_of(config, name)
-    return {
-        "test": ask(config, prepared, task, "test", protocol=protocol).metrics,
-        "popularity": ask(config, prepared, popular, "test", protocol=protocol).metrics,
-    }
-
-
-def _evaluation_inputs(config: RunConfig, prepared: Prepared, state: TrainState) -> str:
-    gates = [gate.model_dump() for gate in config.gates]
-    parts = [
-        run_identity(config, prepared),
-        state.best_step,
-        state.step,
-        config.evaluation.model_dump(),
-        gates,
-        code_digest(),
-    ]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

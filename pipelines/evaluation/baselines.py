@@ -13,6 +13,8 @@ from pipelines.data.splits import Split
 from pipelines.data.store import SequenceStore
 from pipelines.evaluation.ranking import EvaluatedTask
 
+RECENT = "popularity, last 7 days"  # the one that is told when it is asked
+
 
 def training_events(store: SequenceStore, split: Split) -> np.ndarray:
     """Which events train, ``[events]`` bool: those of each training user up to the newest training target."""
@@ -34,7 +36,7 @@ def baselines(store: SequenceStore, split: Split) -> dict[str, EvaluatedTask]:
     found: dict[str, EvaluatedTask] = {"popularity": Popularity(counts)}
     if store.manifest.get("timestamps") == "seconds":
         timestamps = torch.from_numpy(np.ascontiguousarray(store.timestamps[inside]))
-        found["popularity, last 7 days"] = RecentPopularity(items, timestamps, store.num_items)
+        found[RECENT] = RecentPopularity(items, timestamps, store.num_items)
     lengths = np.add.reduceat(inside, store.offsets[:-1], dtype=np.int64)
     offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]))
     found["item-kNN"] = ItemKNN.from_histories(Jagged(items, offsets), store.num_items)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from models.batch import Jagged
-from models.tasks import Retrieval
-from pipelines.evaluation.ranking import RankedTask, full_precision, require_finite
+from pipelines.evaluation.ranking import RankedTask, full_precision, has_vectors, require_finite
+from pipelines.training.distributed import World
 
 
 def top_k(
@@ -40,40 +40,52 @@ def top_k(
     Raises:
         NonFiniteScoreError: a score is NaN or infinite.
     """
-    queries, by_vectors = len(states), type(task).score_block is Retrieval.score_block
+    queries = len(states)
     best = torch.full((queries, k), float("-inf"), device=states.device)
     items = torch.zeros(queries, k, dtype=torch.int64, device=states.device)
     with torch.inference_mode(), full_precision(states.device):
         for first in range(1, task.num_items + 1, item_block):
             ids = torch.arange(first, min(first + item_block, task.num_items + 1), device=states.device)
-            vectors = task.item_vectors(ids).float() if by_vectors else None
+            vectors = task.item_vectors(ids).float() if has_vectors(task) else None
             for start in range(0, queries, query_block):
                 rows = slice(start, min(start + query_block, queries))
                 some = states[rows].float()
                 scores = task.score_block(some, ids).float() if vectors is None else some @ vectors.T  # [u, n]
-                require_finite(scores, start, queries)
+                if not torch.isfinite(scores.sum(dim=1)).all():  # a tenth of the time of looking at each; may overflow
+                    require_finite(scores, start, queries)
                 if seen is not None:
-                    scores = _without(scores, seen, rows, first)
-                scores = torch.cat([best[rows], scores], dim=1)
-                place = _highest(scores, k)
-                best[rows] = scores.gather(1, place)
-                items[rows] = torch.cat([items[rows], ids.expand(len(some), -1)], dim=1).gather(1, place)
+                    own = scores.clone() if vectors is None else scores  # a task may hand out a view of its own
+                    scores = _without(own, seen, rows, first)
+                value, place = _highest(scores, min(k, len(ids)))
+                value, found = torch.cat([best[rows], value], dim=1), torch.cat([items[rows], first + place], dim=1)
+                best[rows], place = _highest(value, k)
+                items[rows] = found.gather(1, place)
     return torch.where(best > float("-inf"), items, 0)
 
 
 def _without(scores: Tensor, seen: Jagged, rows: slice, first: int) -> Tensor:
-    """``scores`` ``[u, n]`` of items ``first`` on, minus infinity where the query has seen the item."""
+    """``scores`` ``[u, n]`` of items ``first`` on, now minus infinity where the query has seen the item."""
     offsets = seen.offsets[rows.start : rows.stop + 1]
     item = seen.values[int(offsets[0]) : int(offsets[-1])].to(torch.int64) - first
     query = torch.repeat_interleave(torch.arange(len(scores), device=scores.device), offsets[1:] - offsets[:-1])
     inside = (item >= 0) & (item < scores.shape[1])
-    masked = scores.clone()  # a task may hand out a view of its own
-    masked[query[inside], item[inside]] = float("-inf")
-    return masked
+    scores[query[inside], item[inside]] = float("-inf")
+    return scores
 
 
-def _highest(scores: Tensor, k: int) -> Tensor:
-    """Places of the ``k`` highest in each row, best first, the first of equals; topk alone takes any of them."""
+def _highest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The ``k`` highest in each row and their places, best first, the first of equals."""
+    values, places = scores.topk(min(k + 1, scores.shape[1]), dim=1)
+    equal = (values[:, 1:] == values[:, :-1]).any(dim=1)  # only there may topk take another, or order them otherwise
+    values, places = values[:, :k].contiguous(), places[:, :k].contiguous()
+    if equal.any():
+        places[equal] = _highest_of_equals(scores[equal], k)
+        values[equal] = scores[equal].gather(1, places[equal])
+    return values, places
+
+
+def _highest_of_equals(scores: Tensor, k: int) -> Tensor:
+    """Places of the ``k`` highest in each row, best first, the first of equals."""
     border = scores.topk(k, dim=1).values[:, -1:]
     above, level = scores > border, scores == border
     room = k - above.sum(dim=1, keepdim=True)
@@ -118,6 +130,10 @@ class Exposure:
         for row, k in enumerate(self.ks):
             self.shown[row] += torch.bincount(items[:, :k].flatten(), minlength=self.shown.shape[1])
 
+    def gather(self, world: World) -> None:
+        """Add what the other processes have counted; to be called once, in all of them."""
+        self.shown = torch.stack(world.gather(self.shown)).sum(dim=0)
+
     def metrics(self) -> dict[str, float]:
         """``Coverage@k`` and ``Popularity@k`` for each k.
 
@@ -132,3 +148,13 @@ class Exposure:
         for k, covered, popular in zip(self.ks, coverage.tolist(), popularity.tolist(), strict=True):
             found[f"Coverage@{k}"], found[f"Popularity@{k}"] = covered, popular
         return found
+
+    def of_targets(self, targets: Tensor) -> dict[str, float]:
+        """``Coverage`` and ``Popularity`` of what was chosen, to read the lists' against.
+
+        Args:
+            targets: ``[Q]`` int64, the item that each query was about.
+        """
+        percentiles = self.percentiles[targets.cpu()]
+        covered = len(torch.unique(targets)) / (self.shown.shape[1] - 1)
+        return {"Coverage": covered, "Popularity": float(percentiles.mean())}

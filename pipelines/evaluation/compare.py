@@ -3,11 +3,14 @@
 Both runs must have been asked the same thing: the protocol cards are compared first, and a difference in the
 catalogue, the split or the counting is an error that names it. What may differ (the model's window, whether it reads
 the time of the request, seeds, code) is printed beside the numbers.
+
+Either side may be several runs, the seeds of one model: a query's value is then the mean over them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import glob
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +51,8 @@ class Difference:
         low: lower end of the difference's 95% bootstrap interval over queries.
         high: upper end.
         p_value: two-sided sign-flip randomisation test; of this test alone, not corrected for the others.
+        spread_a: standard deviation between A's seeds; None for one.
+        spread_b: likewise of B.
     """
 
     metric: str
@@ -57,6 +62,8 @@ class Difference:
     low: float
     high: float
     p_value: float
+    spread_a: float | None = None
+    spread_b: float | None = None
 
 
 @dataclass(frozen=True)
@@ -79,8 +86,8 @@ class Comparison:
     """Run B against run A.
 
     Attributes:
-        run_a: name of A's folder.
-        run_b: name of B's folder.
+        run_a: name of A's folder, or names of its seeds'.
+        run_b: likewise of B.
         protocol: the protocol's name; both runs have it in all that matters.
         queries: test queries.
         differences: one a metric, over all queries.
@@ -103,6 +110,11 @@ class Comparison:
     def table(self) -> Table:
         """All metrics over all queries, and NDCG@10 by length of history, for the terminal."""
         notes = [f"{field}: A {a}, B {b}" for field, (a, b) in self.unlike.items()]
+        for side, spread in (("A", "spread_a"), ("B", "spread_b")):
+            found = {one.metric: getattr(one, spread) for one in self.differences}
+            if None not in found.values():
+                parts = ", ".join(f"{metric} {value:.4f}" for metric, value in found.items())
+                notes.append(f"{side} is the mean of several seeds; standard deviation between them: {parts}")
         caption = "\n".join([*notes, "p: one paired test each; slices are for looking, not for claims"])
         table = Table(title=f"B {self.run_b} against A {self.run_a} · {self.protocol}", caption=caption)
         table.add_column("metric")
@@ -121,54 +133,93 @@ def _cells(one: Difference) -> tuple[str, ...]:
     return f"{one.a:.4f}", f"{one.b:.4f}", f"[bold]{one.difference:+.4f}[/]", interval, f"{one.p_value:.4f}"
 
 
-def compare_runs(run_a: Path, run_b: Path, *, resamples: int = 10_000, seed: int = 0) -> Comparison:
-    """Compare two evaluated runs.
+def compare_runs(
+    run_a: Path | Sequence[Path], run_b: Path | Sequence[Path], *, resamples: int = 10_000, seed: int = 0
+) -> Comparison:
+    """Compare two evaluated runs, or the seeds of two models.
 
     Args:
-        run_a: folder of the run compared against.
-        run_b: folder of the run in question.
+        run_a: folder of the run compared against, or folders of its seeds.
+        run_b: folder of the run in question, or folders of its seeds.
         resamples: sign assignments of each test, and bootstrap resamples of each interval.
         seed: of both.
 
     Raises:
-        RunError: a run that was not evaluated, cards that differ in what matters, or ranks that are not those of the
-            card's queries or of the metrics recorded.
+        RunError: a run that was not evaluated, cards that differ in what matters, ranks that are not those of the
+            card's queries or of the metrics recorded, or seeds of a side that are not those of one model.
     """
-    cards = {path: _card(path) for path in (run_a, run_b)}
-    a, b = cards[run_a], cards[run_b]
-    for field in _MUST_AGREE:
-        if a.get(field) != b.get(field):
-            what = f"the runs differ in '{field}': {a.get(field)!r} in {run_a.name}, {b.get(field)!r} in {run_b.name}"
-            raise RunError(f"{what}; their numbers are not comparable", where=str(run_b), fix=_REMEDY)
-    table_a, table_b = _ranks(run_a), _ranks(run_b)
-    for column in _COLUMNS[:-1]:
-        if not np.array_equal(table_a[column], table_b[column]):
-            raise RunError(f"ranks.parquet holds other queries ({column})", where=str(run_b), fix=_REMEDY)
-    ranks = table_a["rank"], table_b["rank"]
+    side_a, side_b = ([run] if isinstance(run, Path) else list(run) for run in (run_a, run_b))
+    cards = {path: _card(path) for path in (*side_a, *side_b)}
+    first = side_a[0]
+    for path in cards:
+        _require_agreement(cards[first], cards[path], first, path)
+    for side in (side_a, side_b):
+        _check_seeds(side, cards)
+    queries = _ranks(first)
+    ranks_a, ranks_b = (np.stack([_ranks_of(path, queries) for path in side]) for side in (side_a, side_b))
 
     def differences(chosen: np.ndarray) -> tuple[Difference, ...]:
-        pair = ranks[0][chosen], ranks[1][chosen]
+        pair = ranks_a[:, chosen], ranks_b[:, chosen]
         return tuple(_difference(*pair, metric, resamples, seed) for metric in METRICS)
 
-    everyone = np.ones(len(ranks[0]), dtype=bool)
+    everyone = np.ones(ranks_a.shape[1], dtype=bool)
+    sides = [[cards[path] for path in side] for side in (side_a, side_b)]
+    unlike = {field: (_of_all(sides[0], field), _of_all(sides[1], field)) for field in _MAY_DIFFER}
     return Comparison(
-        run_a=run_a.resolve().name,
-        run_b=run_b.resolve().name,
-        protocol=str(a.get("name")),
+        run_a=", ".join(path.resolve().name for path in side_a),
+        run_b=", ".join(path.resolve().name for path in side_b),
+        protocol=str(cards[first].get("name")),
         queries=len(everyone),
         differences=differences(everyone),
         slices=tuple(
             Slice(name, int(chosen.sum()), differences(chosen))
-            for name, chosen in _quarters(table_a["history_length"]).items()
+            for name, chosen in _quarters(queries["history_length"]).items()
         ),
-        unlike={field: (a.get(field), b.get(field)) for field in _MAY_DIFFER if a.get(field) != b.get(field)},
+        unlike={field: pair for field, pair in unlike.items() if pair[0] != pair[1]},
     )
 
 
+def _require_agreement(a: Mapping[str, Any], b: Mapping[str, Any], run_a: Path, run_b: Path) -> None:
+    for field in _MUST_AGREE:
+        if a.get(field) != b.get(field):
+            what = f"the runs differ in '{field}': {a.get(field)!r} in {run_a.name}, {b.get(field)!r} in {run_b.name}"
+            raise RunError(f"{what}; their numbers are not comparable", where=str(run_b), fix=_REMEDY)
+
+
+def _check_seeds(side: Sequence[Path], cards: Mapping[Path, Mapping[str, Any]]) -> None:
+    """Several runs of one side are one model's, each with a seed of its own.
+
+    Raises:
+        RunError: they are not.
+    """
+    models = [read_json(RunFolder(path).metrics).get("model") or {} for path in side]
+    seeds = [seed for path in side for seed in cards[path].get("seeds", [])]
+    for path, model in zip(side, models, strict=True):
+        both = model.keys() & models[0].keys()  # an option that came later is not in older runs
+        unlike = [key for key in both if model[key] != models[0][key]]
+        if unlike or cards[path].get("query_time") != cards[side[0]].get("query_time"):
+            what = f"this is another model, or another configuration of it, than {side[0].name}"
+            raise RunError(what, where=str(path), fix="give one model's seeds on each side")
+    if len(side) > 1 and len(set(seeds)) < len(side):
+        raise RunError(f"the seeds of one side are {seeds}: each may count once", where=str(side[0]))
+
+
+def _of_all(cards: Sequence[Mapping[str, Any]], field: str) -> Any:
+    """What a side's cards say: the one value, or all that there are."""
+    values = [card.get(field) for card in cards]
+    if field == "seeds":
+        return [seed for seeds in values for seed in seeds or []]
+    distinct = [value for place, value in enumerate(values) if value not in values[:place]]
+    return distinct[0] if len(distinct) == 1 else distinct
+
+
 def _difference(ranks_a: np.ndarray, ranks_b: np.ndarray, metric: str, resamples: int, seed: int) -> Difference:
+    """``ranks_a`` and ``ranks_b`` are ``[seeds, Q]``."""
     test = paired_test(ranks_a, ranks_b, metric, resamples=resamples, seed=seed)
-    a, b = (bootstrap_interval(ranks, metric, resamples=1).mean for ranks in (ranks_a, ranks_b))
-    return Difference(metric, a, b, test.difference, test.low, test.high, test.p_value)
+    means = [[bootstrap_interval(one, metric, resamples=1).mean for one in ranks] for ranks in (ranks_a, ranks_b)]
+    a, b = (float(np.mean(values)) for values in means)
+    spreads = [float(np.std(values, ddof=1)) if len(values) > 1 else None for values in means]
+    return Difference(metric, a, b, test.difference, test.low, test.high, test.p_value, *spreads)
 
 
 def _quarters(lengths: np.ndarray) -> dict[str, np.ndarray]:
@@ -215,6 +266,38 @@ def _ranks(path: Path) -> dict[str, np.ndarray]:
             what = f"ranks.parquet gives {metric} {found:.6f}, metrics.json says {recorded[metric]:.6f}"
             raise RunError(what, where=str(path), fix=_REMEDY)
     return columns
+
+
+def _ranks_of(path: Path, queries: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The ranks of a run that was asked ``queries``.
+
+    Raises:
+        RunError: it was asked others.
+    """
+    found = _ranks(path)
+    for column in _COLUMNS[:-1]:
+        if not np.array_equal(queries[column], found[column]):
+            raise RunError(f"ranks.parquet holds other queries ({column})", where=str(path), fix=_REMEDY)
+    return found["rank"]
+
+
+def find_runs(text: str, runs: Path = Path("runs")) -> list[Path]:
+    """The folders of one run or of several seeds: paths or names in ``runs``, by commas, or a pattern such as ``a-*``.
+
+    Raises:
+        RunError: there is none.
+    """
+    found: list[Path] = []
+    for part in text.split(","):
+        if not any(sign in part for sign in "*?["):
+            found.append(find_run(part, runs))
+            continue
+        places = ([Path(path) for path in sorted(glob.glob(place))] for place in (part, str(runs / part)))
+        fitting = next((folders for paths in places if (folders := [path for path in paths if path.is_dir()])), [])
+        if not fitting:
+            raise RunError("no run fits this pattern", where=part)
+        found += fitting
+    return found
 
 
 def find_run(run: str, runs: Path = Path("runs")) -> Path:

@@ -26,6 +26,7 @@ from pipelines.evaluation.sampled import count_sampled_ranks, draw_negatives
 from pipelines.training.distributed import World
 
 Observe = Callable[[EvaluatedTask, Tensor, Jagged | None], None]
+Seconds = tuple[float, float, float]  # in the encoder, for ranking, in what observes
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,11 @@ class Evaluation:
 
     Attributes:
         ranks: ``[Q]`` int64 in the order of the queries; 1 is best.
-        metrics: HR@k, NDCG@k, MRR@k for the protocol's cut-offs.
+        metrics: HR@k, Recall@k, NDCG@k, MRR@k for the protocol's cut-offs.
         encode_seconds: time in the model's encoder, loading of batches included.
         rank_seconds: time for ranking, given the states.
         num_queries: ``Q``.
+        observe_seconds: time in ``observe``.
     """
 
     ranks: np.ndarray
@@ -45,6 +47,7 @@ class Evaluation:
     encode_seconds: float
     rank_seconds: float
     num_queries: int
+    observe_seconds: float = 0.0
 
 
 def evaluate(
@@ -76,7 +79,7 @@ def evaluate(
         between_batches: called after each encoder batch; it may raise to break off.
         world: the processes that share the queries out; each gets the whole answer.
         observe: called with the task, some states and what their users have seen (None where nothing is masked)
-            before they are ranked; of several processes each observes its own share.
+            when they are ranked; of several processes each observes its own share.
 
     Raises:
         DataError: no queries, one without history, or a task made for another catalogue.
@@ -87,7 +90,7 @@ def evaluate(
     mine = np.arange(world.rank, len(queries), world.size)
     share = Queries(queries.user[mine], queries.end[mine])
 
-    def rank_share() -> tuple[np.ndarray, float, float]:
+    def rank_share() -> tuple[np.ndarray, Seconds]:
         batches = evaluation_batches(store, share, max_length=max_length, tokens_per_batch=tokens_per_batch)
         encoded = _encoded(task, batches, queries_per_ranking, device, between_batches)
         return _ranks(task, store, share, encoded, protocol, device, observe)
@@ -99,11 +102,11 @@ def evaluate(
     finally:
         task.train(training)
     ranks = np.zeros(len(queries), dtype=np.int64)
-    for rank, (part, _, _) in enumerate(parts):
+    for rank, (part, _) in enumerate(parts):
         ranks[rank :: world.size] = part
     metrics = metrics_from_ranks(torch.from_numpy(ranks), protocol.ks)
-    encode_seconds, rank_seconds = max(part[1] for part in parts), max(part[2] for part in parts)
-    return Evaluation(ranks, metrics, encode_seconds, rank_seconds, len(queries))
+    encode, rank, watch = (max(times) for times in zip(*(seconds for _, seconds in parts), strict=True))
+    return Evaluation(ranks, metrics, encode, rank, len(queries), watch)
 
 
 def _check(task: EvaluatedTask, store: SequenceStore, queries: Queries) -> None:
@@ -158,19 +161,27 @@ def _ranks(
     protocol: Protocol,
     device: torch.device,
     observe: Observe | None,
-) -> tuple[np.ndarray, float, float]:
-    """The rank of each query's target, seconds in the encoder and seconds for ranking."""
+) -> tuple[np.ndarray, Seconds]:
+    """The rank of each query's target, and where the time went."""
     ranks = np.zeros(len(queries), dtype=np.int64)
-    encode_seconds = rank_seconds = 0.0
+    encode_seconds = rank_seconds = observe_seconds = 0.0
     started = _now(device)
     for positions, states in encoded:
-        ready = _now(device)
+        begun, ready = started, _now(device)
         some = Queries(queries.user[positions], queries.end[positions])
-        ranks[positions] = _rank(task, store, some, states, protocol, observe)
-        encode_seconds += ready - started
-        started = time.perf_counter()
-        rank_seconds += started - ready
-    return ranks, encode_seconds, rank_seconds
+        try:
+            seen = histories(store, some, states.device) if protocol.mask_seen else None
+            ranks[positions] = _rank(task, store, some, states, protocol, seen)
+            ranked = started = time.perf_counter()
+            if observe is not None:
+                observe(task, states, seen)
+                started = _now(device)
+        except NonFiniteScoreError as error:
+            user = store.user_ids()[some.user[int(error.queries[0])]]
+            raise NonFiniteScoreError(error.queries, error.total, first=f"user {user}") from None
+        encode_seconds, rank_seconds = encode_seconds + ready - begun, rank_seconds + ranked - ready
+        observe_seconds += started - ranked
+    return ranks, (encode_seconds, rank_seconds, observe_seconds)
 
 
 def _rank(
@@ -179,22 +190,15 @@ def _rank(
     queries: Queries,
     states: Tensor,
     protocol: Protocol,
-    observe: Observe | None,
+    seen: Jagged | None,
 ) -> np.ndarray:
     targets = torch.from_numpy(store.items[queries.end].astype(np.int64)).to(states.device)
-    seen = histories(store, queries, states.device) if protocol.mask_seen else None
-    try:
-        if observe is not None:
-            observe(task, states, seen)
-        if protocol.negatives is None or seen is None:
-            return count_ranks(task, states, targets, seen).cpu().numpy()
-        negatives = draw_negatives(
-            seen, targets, queries.end, task.num_items, protocol.negatives, seed=protocol.sample_seed
-        )
-        return count_sampled_ranks(task, states, targets, negatives).cpu().numpy()
-    except NonFiniteScoreError as error:
-        user = store.user_ids()[queries.user[int(error.queries[0])]]
-        raise NonFiniteScoreError(error.queries, error.total, first=f"user {user}") from None
+    if protocol.negatives is None or seen is None:
+        return count_ranks(task, states, targets, seen).cpu().numpy()
+    negatives = draw_negatives(
+        seen, targets, queries.end, task.num_items, protocol.negatives, seed=protocol.sample_seed
+    )
+    return count_sampled_ranks(task, states, targets, negatives).cpu().numpy()
 
 
 def histories(store: SequenceStore, queries: Queries, device: torch.device | str = "cpu") -> Jagged:

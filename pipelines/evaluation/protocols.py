@@ -117,6 +117,8 @@ PROTOCOLS = {
         Protocol("loo-full", "leave-one-out", mask_seen=False),
         Protocol("loo-full-masked", "leave-one-out", mask_seen=True),
         Protocol("global-time", "global-time", mask_seen=False),
+        Protocol("users-full", "users", mask_seen=False),
+        Protocol("users-full-masked", "users", mask_seen=True),
         Protocol("sampled-100", "leave-one-out", mask_seen=True, negatives=100),
     )
 }

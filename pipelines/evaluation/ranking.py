@@ -20,9 +20,10 @@ from the same block as everyone else's.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import torch
 from torch import Tensor
@@ -31,21 +32,31 @@ from models.batch import Jagged, SequenceBatch
 from models.tasks import Retrieval
 from pipelines.errors import DataError, RecPodError
 
+METRICS = ("HR", "Recall", "NDCG", "MRR")
 _UNIT = 2.0**-24  # unit roundoff of fp32
 _LANE = 255  # masks are added up as bytes, eight columns an int64: 255 rows fit before a byte runs over
 _PAIRS = 1 << 17  # pairs recomputed in fp64 at a time: 64 MB at D = 64
 
 
 class RankedTask(Protocol):
-    """What the ranking needs of a task; :class:`models.tasks.Retrieval` has it."""
+    """What the ranking needs of a task."""
 
     num_items: int
+
+    def score_block(self, states: Tensor, ids: Tensor) -> Tensor:
+        """Scores of items ``ids`` ``[n]`` for ``states`` ``[U, D]``, ``[U, n]``."""
+
+
+class VectorTask(RankedTask, Protocol):
+    """A task whose scores are dot products, as :meth:`models.tasks.Retrieval.score_block` makes them."""
 
     def item_vectors(self, ids: Tensor) -> Tensor:
         """Vectors of items ``ids`` ``[n]``, ``[n, D]``."""
 
-    def score_block(self, states: Tensor, ids: Tensor) -> Tensor:
-        """Scores of items ``ids`` ``[n]`` for ``states`` ``[U, D]``, ``[U, n]``."""
+
+def has_vectors(task: RankedTask) -> TypeGuard[VectorTask]:
+    """Whether the task's scores are the plain dot products; one that scores otherwise needs no vectors."""
+    return type(task).score_block is Retrieval.score_block
 
 
 class EvaluatedTask(RankedTask, Protocol):
@@ -116,12 +127,13 @@ def count_ranks(
             raise DataError(f"{name} reach from {low} to {high}, items from 1 to {task.num_items}")
     default_queries, default_items = (4096, 64 * _LANE) if states.is_cuda else (1024, 16 * _LANE)
     blocks = (query_block or default_queries, item_block or default_items)
-    count = _by_vectors if type(task).score_block is Retrieval.score_block else _by_scores
     with torch.inference_mode(), full_precision(states.device):
         finite = torch.isfinite(states).all(dim=1)
         if not finite.all():
             raise NonFiniteScoreError((~finite).nonzero().squeeze(1), len(states))
-        return count(task, states.float(), targets, seen, *blocks)
+        if has_vectors(task):
+            return _by_vectors(task, states.float(), targets, seen, *blocks)
+        return _by_scores(task, states.float(), targets, seen, *blocks)
 
 
 @contextmanager
@@ -141,7 +153,7 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 
 def _by_vectors(
-    task: RankedTask, states: Tensor, targets: Tensor, seen: Jagged | None, query_block: int, item_block: int
+    task: VectorTask, states: Tensor, targets: Tensor, seen: Jagged | None, query_block: int, item_block: int
 ) -> Tensor:
     """Ranks where a score is a dot product."""
     queries, width = states.shape
@@ -231,7 +243,7 @@ def exact_scores(states: Tensor, vectors: Tensor) -> Tensor:
     return (states.double() * vectors.double()).sum(dim=-1).float()
 
 
-def _target_scores(task: RankedTask, states: Tensor, targets: Tensor) -> Tensor:
+def _target_scores(task: VectorTask, states: Tensor, targets: Tensor) -> Tensor:
     """The score of each query's target, ``[Q]`` fp32."""
     scores = states.new_empty(len(states))
     for start in range(0, len(states), _PAIRS):
@@ -300,8 +312,18 @@ def require_finite(scores: Tensor, start: int, total: int) -> None:
         raise NonFiniteScoreError((~finite).nonzero().squeeze(1) + start, total)
 
 
+def cutoff_of(metric: str) -> int | None:
+    """The cut-off of a metric of ranks, 10 of ``NDCG@10``; None for any other name."""
+    kind, _, cutoff = metric.partition("@")
+    known = kind in METRICS and re.fullmatch("[1-9][0-9]*", cutoff) is not None
+    return int(cutoff) if known else None
+
+
 def metric_values(ranks: Tensor, name: str) -> Tensor:
-    """One metric for each query: ``HR@k``, ``Recall@k`` (the same), ``NDCG@k`` or ``MRR@k`` with one relevant item.
+    """One metric for each query: ``HR@k``, ``Recall@k``, ``NDCG@k`` or ``MRR@k`` with one relevant item.
+
+    A query has one target, so the share of targets that is found (Recall) is whether any is (HR). Of a user with
+    several targets, as after a cut in time, each is a query of its own, asked with the history up to it.
 
     Args:
         ranks: ``[Q]``, 1 is best.
@@ -310,16 +332,17 @@ def metric_values(ranks: Tensor, name: str) -> Tensor:
     Returns:
         ``[Q]`` float64.
     """
-    kind, _, cutoff = name.partition("@")
-    if kind not in ("HR", "Recall", "NDCG", "MRR") or not cutoff.isdigit():
+    cutoff = cutoff_of(name)
+    if cutoff is None:
         raise ValueError(f"unknown metric {name}")
     rank = ranks.double()
+    kind = name.partition("@")[0]
     gain = {"MRR": 1 / rank, "NDCG": 1 / torch.log2(rank + 1)}.get(kind, torch.ones_like(rank))
-    return torch.where(rank <= int(cutoff), gain, 0.0)
+    return torch.where(rank <= cutoff, gain, 0.0)
 
 
 def metrics_from_ranks(ranks: Tensor, ks: Sequence[int]) -> dict[str, float]:
-    """Means over queries: HR@k (equal to Recall@k: there is one relevant item), NDCG@k and MRR@k for each k.
+    """Means over queries of every metric at each k.
 
     Args:
         ranks: ``[Q]``, 1 is best; at least one query.
@@ -327,5 +350,9 @@ def metrics_from_ranks(ranks: Tensor, ks: Sequence[int]) -> dict[str, float]:
     """
     if not len(ranks):
         raise DataError("there is no query to take a mean over")
-    names = [f"{kind}@{k}" for k in ks for kind in ("HR", "NDCG", "MRR")]
-    return {name: float(metric_values(ranks, name).mean()) for name in names}
+    return {name: float(metric_values(ranks, name).mean()) for name in metric_names(ks)}
+
+
+def metric_names(ks: Sequence[int]) -> list[str]:
+    """The metrics of ranks at the cut-offs ``ks``."""
+    return [f"{kind}@{k}" for k in ks for kind in METRICS]

@@ -20,6 +20,8 @@ from pipelines.evaluation.run_record import RunRecord, read_run
 from pipelines.run_folder import RunFolder, write_text
 
 _HEADLINE = ("NDCG@10", "HR@10")
+_PREDICTED = ("AUC", "GAUC")  # of a model that predicts actions
+_LISTS = ("Coverage", "Popularity")
 
 
 def write_report(run_folder: Path) -> Path:
@@ -36,10 +38,10 @@ def write_report(run_folder: Path) -> Path:
 def results_table(run_folder: Path) -> Table:
     """The metrics of a finished run for the terminal."""
     run = read_run(run_folder)
-    popularity, intervals = _popularity(run), run.section("intervals").get("test", {})
+    (baseline, popularity), intervals = _baseline(run), run.section("intervals").get("test", {})
     table = Table(title=f"{run.name} · {run.section('protocol').get('name', 'unknown protocol')}")
     table.add_column("metric")
-    for heading in ("validation", "test", "95% interval", "popularity", "x popularity"):
+    for heading in ("validation", "test", "95% interval", baseline, f"x {baseline}"):
         table.add_column(heading, justify="right")
     for metric, value in _shown(run.section("test")).items():
         base = popularity.get(metric)
@@ -127,14 +129,15 @@ def _header(run: RunRecord) -> str:
 
 def _tiles(run: RunRecord) -> str:
     tiles: list[tuple[str, str, str]] = []
-    test, popularity, intervals = run.section("test"), _popularity(run), run.section("intervals").get("test", {})
-    for metric in _HEADLINE:
+    (baseline, popularity), intervals = _baseline(run), run.section("intervals").get("test", {})
+    test, first = run.section("test"), _headline(run)[0]
+    for metric in _headline(run):
         if isinstance(value := test.get(metric), (int, float)):
             interval = interval_text(intervals.get(metric))
             tiles.append((f"{value:.4f}", f"test {metric}", f"95%: {interval}" if interval != "-" else ""))
-    if popularity.get("NDCG@10") and "NDCG@10" in test:
-        base = popularity["NDCG@10"]
-        tiles.append((f"{test['NDCG@10'] / base:.1f} \u00d7", "NDCG@10 of popularity", f"which has {base:.4f}"))
+    if popularity.get(first) and first in test:
+        base = popularity[first]
+        tiles.append((f"{test[first] / base:.1f} \u00d7", f"{first} of {baseline}", f"which has {base:.4f}"))
     best = run.best_validation()
     if best is not None:
         epochs = max(run.curve("valid", "epoch")[1], default=0)
@@ -163,7 +166,7 @@ def _loss_chart(run: RunRecord) -> str:
 
 def _metric_chart(run: RunRecord) -> str:
     select = run.selecting()
-    names = list(dict.fromkeys((select, *_HEADLINE)))
+    names = list(dict.fromkeys((select, *_headline(run))))
     series = [
         Series(name, *run.curve("valid", name, "epoch"), colour=colour) for colour, name in enumerate(names, start=1)
     ]
@@ -203,7 +206,7 @@ def _gate(run: RunRecord) -> str:
 
 def _metrics(run: RunRecord) -> str:
     test, valid = _shown(run.section("test")), run.section("valid")
-    popularity, intervals = _popularity(run), run.section("intervals").get("test", {})
+    (baseline, popularity), intervals = _baseline(run), run.section("intervals").get("test", {})
     if not test:
         return card("Metrics", "", "the run has not been evaluated")
     rows, most = [], max(test.values())
@@ -220,13 +223,32 @@ def _metrics(run: RunRecord) -> str:
             cell(figure(valid.get(metric)), "n soft"),
         ]
         rows.append(cells)
-    headings = ["metric", "test", "95% interval", "", "popularity", "\u00d7 popularity", "validation"]
-    main = [metric in _HEADLINE for metric in test]
-    legend = '<i class="key s2"></i>popularity baseline</span><span>whisker: bootstrap over users'
+    headings = ["metric", "test", "95% interval", "", baseline, f"\u00d7 {baseline}", "validation"]
+    main = [metric in _headline(run) for metric in test]
+    legend = f'<i class="key s2"></i>{escape(baseline)} baseline</span><span>whisker: bootstrap over users'
     content = (
         table(headings, rows, right=(1, 2, 4, 5, 6), main=main) + f'<div class="legend"><span>{legend}</span></div>'
     )
-    return card("Metrics <small>full ranking over the whole catalogue</small>", content + _also(run))
+    predicted = _headline(run) == _PREDICTED
+    asked = "predictions of what a user does" if predicted else "full ranking over the whole catalogue"
+    return card(f"Metrics <small>{asked}</small>", content + _lists(run) + _also(run))
+
+
+def _lists(run: RunRecord) -> str:
+    """What the test queries were shown, beside what they chose."""
+    found = run.section("beyond_accuracy")
+    lists, targets = (_numbers(found.get(name) or {}) for name in ("test", "targets"))
+    cutoffs = [name.partition("@")[2] for name in lists if name.startswith("Coverage@")]
+    if not cutoffs:
+        return ""
+    rows = [
+        [cell(f"the best {k}", "soft"), *(cell(figure(lists.get(f"{kind}@{k}")), "n") for kind in _LISTS)]
+        for k in cutoffs
+    ]
+    rows.append([cell("what was chosen", "soft"), *(cell(figure(targets.get(kind)), "n") for kind in _LISTS)])
+    note = "share of the catalogue in anybody's list; mean popularity percentile, .5 is random, 1 the head alone"
+    title = f"<h3>What it shows <small>{note}</small></h3>"
+    return title + table(["list", "coverage", "popularity"], rows, right=(1, 2))
 
 
 def _also(run: RunRecord) -> str:
@@ -273,9 +295,17 @@ def _name_of(section: Any) -> str:
     return str(section.get("name", "")) if isinstance(section, Mapping) else str(section or "")
 
 
-def _popularity(run: RunRecord) -> dict[str, float]:
-    found = run.section("baselines").get("popularity")
-    return _numbers(found) if isinstance(found, Mapping) else {}
+def _headline(run: RunRecord) -> tuple[str, ...]:
+    """The metrics that stand out."""
+    return _PREDICTED if run.selecting().partition(":")[0] in _PREDICTED else _HEADLINE
+
+
+def _baseline(run: RunRecord) -> tuple[str, dict[str, float]]:
+    """What metrics are held against: popularity, or the one baseline of a run that has another."""
+    found = run.section("baselines")
+    name = next(iter(found), "popularity") if "popularity" not in found else "popularity"
+    values = found.get(name)
+    return name, _numbers(values) if isinstance(values, Mapping) else {}
 
 
 def _numbers(section: Mapping[str, Any]) -> dict[str, float]:
@@ -283,8 +313,16 @@ def _numbers(section: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _shown(section: Mapping[str, Any]) -> dict[str, float]:
-    """Metrics in the order people look for them, HR first; at 1 all three are the same, so one is shown."""
+    """Metrics in the order people look for them, HR first; where all are the same, as at 1, one is shown.
+
+    So is Recall under its name alone where it differs from HR, which it does not with one target a query.
+    """
     numbers = _numbers(section)
+    numbers = {
+        metric: value
+        for metric, value in numbers.items()
+        if not metric.startswith("Recall@") or value != numbers.get(metric.replace("Recall", "HR"))
+    }
     families = list(dict.fromkeys(metric.partition("@")[0] for metric in numbers))
     kept = [metric for metric in numbers if metric.partition("@")[0] == families[0] or not metric.endswith("@1")]
     return {metric: numbers[metric] for metric in sorted(kept, key=lambda m: families.index(m.partition("@")[0]))}

@@ -18,7 +18,7 @@ header .name { flex: 1 1 480px; min-width: 0; }
 h1 { font-size: 28px; line-height: 1.2; margin: 0; letter-spacing: -0.01em; overflow-wrap: anywhere; }
 h2 { font-size: 16px; margin: 0 0 12px; }
 h3 { font-size: 14px; margin: 18px 0 8px; } h2 + .plot > h3:first-child { margin-top: 0; }
-h2 small { font-weight: 400; color: var(--soft); margin-left: 8px; font-size: 13px; }
+h2 small, h3 small { font-weight: 400; color: var(--soft); margin-left: 8px; font-size: 13px; }
 .lead { color: var(--soft); margin: 6px 0 0; max-width: 100ch; }
 .pill { border-radius: 999px; padding: 6px 16px; font-weight: 600; white-space: nowrap; }
 .good { color: var(--good); background: var(--good-bg); } .bad { color: var(--bad); background: var(--bad-bg); }

@@ -1,4 +1,4 @@
-"""The README's tables of results, generated from ``benchmarks/results/*.json`` between two markers.
+"""The README's tables of results, generated from ``benchmarks/results/*.json`` and the leaderboard between two markers.
 
 Run: ``python -m pipelines.evaluation.results_readme`` writes, ``--check`` only says whether the README agrees (exit 1
 when it does not). A claim that is not met stays in the table.
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import DataError
+from pipelines.evaluation.leaderboard_table import NOTE, read_records
+from pipelines.evaluation.leaderboard_table import tables as tables_of_runs
 from pipelines.run_folder import ROOT, write_text
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -25,6 +27,11 @@ GROUPS = {
     "scaling": "Scaling",
     "drift": "Drift",
 }
+_NO_RUNS = (
+    "No runs yet. `recpod leaderboard RECIPE... --seeds 1,2,3` trains recipes with several seeds and keeps one file a "
+    "run; `recpod leaderboard --collect RUN_FOLDER...` takes runs that are finished and trains nothing. "
+    "`python -m pipelines.evaluation.results_readme` then puts the tables here."
+)
 _KEYS = ("claim", "value", "unit", "target", "met", "peer", "command", "machine", "versions", "commit", "runs")
 
 
@@ -62,6 +69,22 @@ def tables(results: Sequence[Mapping[str, Any]]) -> str:
                 + "\n".join(map(_row, rows))
             )
     return "\n\n".join(parts) if parts else "No results yet."
+
+
+def leaderboard_section(results: Path) -> str:
+    """Markdown: the leaderboard's tables, or how to make one.
+
+    Args:
+        results: the folder of the result files; the leaderboard's lie in its folder ``leaderboard``.
+
+    Raises:
+        RunError: a file there that is no leaderboard result.
+    """
+    found = read_records(results / "leaderboard")
+    if not found:
+        return f"### Leaderboard\n\n{_NO_RUNS}"
+    shown = tables_of_runs(found, heading="####", files="benchmarks/results/leaderboard/")
+    return f"### Leaderboard\n\n{NOTE}\n\n{shown}"
 
 
 def _row(result: Mapping[str, Any]) -> str:
@@ -115,7 +138,8 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     options = parser.parse_args(arguments)
     readme = root / "README.md"
     present = readme.read_text(encoding="utf-8")
-    wanted = with_tables(present, tables(read_results(root / "benchmarks" / "results")))
+    results = root / "benchmarks" / "results"
+    wanted = with_tables(present, f"{tables(read_results(results))}\n\n{leaderboard_section(results)}")
     if options.check:
         agrees = present == wanted
         print(

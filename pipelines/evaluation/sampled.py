@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from models.batch import Jagged
-from models.tasks import Retrieval
 from pipelines.errors import DataError
 from pipelines.evaluation.ranking import (
     NonFiniteScoreError,
     RankedTask,
+    VectorTask,
     exact_scores,
     full_precision,
+    has_vectors,
     require_finite,
 )
 
@@ -96,8 +97,7 @@ def count_sampled_ranks(task: RankedTask, states: Tensor, targets: Tensor, negat
         NonFiniteScoreError: a state, or a candidate's score, is NaN or infinite.
     """
     candidates = torch.cat([targets[:, None], negatives], dim=1)  # [Q, 1 + n]
-    by_vectors = type(task).score_block is Retrieval.score_block
-    held = candidates.shape[1] * states.shape[1] if by_vectors else min(task.num_items, 1 << 20)
+    held = candidates.shape[1] * states.shape[1] if has_vectors(task) else min(task.num_items, 1 << 20)
     step = max(1, _CELLS // held)
     ranks = torch.empty_like(targets)
     with torch.inference_mode(), full_precision(states.device):
@@ -106,14 +106,14 @@ def count_sampled_ranks(task: RankedTask, states: Tensor, targets: Tensor, negat
             raise NonFiniteScoreError((~finite).nonzero().squeeze(1), len(states))
         for start in range(0, len(states), step):
             rows = slice(start, min(start + step, len(states)))
-            score = _vector_scores if by_vectors else _own_scores
-            scores = score(task, states[rows].float(), candidates[rows])  # [u, 1 + n]
+            some = states[rows].float(), candidates[rows]
+            scores = _vector_scores(task, *some) if has_vectors(task) else _own_scores(task, *some)  # [u, 1 + n]
             require_finite(scores, start, len(states))
             ranks[rows] = 1 + (scores[:, 1:] >= scores[:, :1]).sum(dim=1)
     return ranks
 
 
-def _vector_scores(task: RankedTask, states: Tensor, candidates: Tensor) -> Tensor:
+def _vector_scores(task: VectorTask, states: Tensor, candidates: Tensor) -> Tensor:
     vectors = task.item_vectors(candidates.flatten()).float().view(*candidates.shape, -1)  # [u, 1 + n, D]
     return exact_scores(states[:, None, :], vectors)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +17,10 @@ import pytest
 from rich.console import Console
 
 from pipelines.cli import main
-from pipelines.config import load_config
+from pipelines.config import RunConfig, load_config
 from pipelines.errors import ConfigError, RunError
-from pipelines.leaderboard import leaderboard, markdown, parse_seeds, read_records
+from pipelines.evaluation.leaderboard_table import read_records
+from pipelines.leaderboard import Entry, command_of, leaderboard, parse_seeds
 from pipelines.run_folder import ROOT
 from pipelines.training.signals import Interrupted
 
@@ -89,7 +92,9 @@ def test_a_grid_is_run_once_and_its_table_says_how_sure_it_is(recipes: list[str]
     values = [one["test"]["NDCG@10"] for one in records[:2]]
     middle, spread = sum(values) / 2, abs(values[0] - values[1]) / 2**0.5
     low, high = (sum(one["intervals"]["test"]["NDCG@10"][end] for one in records[:2]) / 2 for end in (0, 1))
-    assert "| 1, 2 | " in blind and f"{middle:.4f} ± {spread:.4f} [{low:.4f}, {high:.4f}]" in blind
+    assert "| [1](first-seed-1.json), [2](first-seed-2.json) | " in blind
+    assert f"{middle:.4f} ± {spread:.4f} [{low:.4f}, {high:.4f}]" in blind
+    assert "*popularity, last 7 days*" in aware and "*popularity, last 7 days*" not in blind
     assert f"| *popularity* | - | {one['baselines']['popularity']['HR@10']:.4f} |" in blind
 
 
@@ -105,36 +110,93 @@ def test_what_must_not_be_mixed_is_refused(recipes: list[str], tmp_path: Path) -
     assert run(recipes[:1], [1], folder, lambda arguments: 1 // 0) == 0  # finished: nothing starts
 
 
-def result(**changes: Any) -> dict[str, Any]:
-    card = {"catalogue_items": 10, "name": "loo-full", "query_time": "blind", "ranking": "full", "masked": "nothing"}
-    card |= {"ties": "worst", "test_queries": 5, "split_digest": "a" * 64}
-    found = {"HR@10": 0.5, "NDCG@10": 0.25}
-    base = {"recipe": "r", "dataset": "d", "seed": 1, "model": {"name": "m"}, "test": found, "baselines": {}}
-    base["intervals"] = {"test": {metric: [0.1, 0.9] for metric in found}}
-    base["protocol"] = card | {key: changes.pop(key) for key in list(changes) if key in card or key == "engine"}
-    return base | changes
+@pytest.fixture
+def finished(recipes: list[str], tmp_path: Path) -> Path:
+    """A run of the first recipe, trained on its own, under its own name."""
+    assert inside(["run", recipes[0], "--set", "seed=3", "--set", "optimizer.lr=0.01"]) == 3  # its gate is missed
+    return tmp_path / "runs" / "first"
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"dataset": "e"},
-        {"catalogue_items": 11},
-        {"name": "loo-full-masked"},
-        {"query_time": "aware"},
-        {"split_digest": "b" * 64},
-        {"ranking": "sampled"},
-    ],
-)
-def test_numbers_asked_for_differently_never_share_a_table(change: dict[str, Any]) -> None:
-    assert markdown([result(), result(seed=2)]).count("\n## ") == 1
-    assert markdown([result(), result(**change)]).count("\n## ") == 2
+def test_a_finished_run_is_collected_and_nothing_is_trained(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "board"
+    copy = shutil.copytree(finished, tmp_path / "from" / "elsewhere", ignore=shutil.ignore_patterns("checkpoints"))
+    assert inside(["leaderboard", "--collect", str(copy), "--folder", str(folder)]) == 0
+    (one,) = read_records(folder)
+    own = json.loads((finished / "metrics.json").read_text())
+    assert one["file"] == "first-seed-3.json" and (one["recipe"], one["seed"], one["name"]) == ("first", 3, "first")
+    for key in ("test", "valid", "intervals", "baselines", "beyond_accuracy", "protocol", "training", "code"):
+        assert one[key] == own[key]
+    assert one["config"]["optimizer"]["lr"] == 0.01 and one["config"]["dataset"]["name"] == "clicks.csv"
+    assert one["command"] == "recpod run first.yaml, a file with the values under 'config'"
+    assert str(tmp_path) not in json.dumps(one)
+    assert "| [3](first-seed-3.json) |" in (folder / "leaderboard.md").read_text()
+    assert {path.name for path in copy.iterdir()} == {path.name for path in finished.iterdir()} - {"checkpoints"}
 
 
-def test_engines_share_a_table_and_are_named() -> None:
-    table = markdown([result(), result(engine="recbole", test={"HR@10": 0.6, "NDCG@10": 0.3})])
-    assert table.count("\n## ") == 1 and table.index("r (recbole m)") < table.index("r (m)")
-    assert "0.3000 [0.1000, 0.9000]" in table  # one seed has no spread
+def test_what_was_collected_is_not_trained_again_by_a_grid_of_the_same(finished: Path, tmp_path: Path) -> None:
+    folder, recipe = tmp_path / "board", str(tmp_path / "first.yaml")
+    assert inside(["leaderboard", "--collect", "first", "--folder", str(folder)]) == 0  # a name in runs/
+    assert run([recipe], [3], folder, lambda arguments: 1 // 0, sets=("optimizer.lr=0.01",)) == 0
+    with pytest.raises(RunError, match="another configuration"):
+        run([recipe], [3], folder, lambda arguments: 1 // 0)
+
+
+def test_a_run_that_is_not_what_its_folder_says_is_refused(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*arguments: str) -> str:
+        assert inside(["leaderboard", "--collect", str(finished), "--folder", str(tmp_path / "b"), *arguments]) == 2
+        return capsys.readouterr().err
+
+    assert "--set" in refused("--set", "seed=1") and not (tmp_path / "b").exists()
+    config, metrics = (finished / name for name in ("config.yaml", "metrics.json"))
+    texts = {path: path.read_text() for path in (config, metrics)}
+    for path, old, new, what in (
+        (config, "seed: 3", "seed: 4", "metrics.json is of another seed than config.yaml"),
+        (config, "hidden: 8", "hidden: 16", "metrics.json is of another model than config.yaml"),
+        (config, "recipe: first", "recipe: other", "metrics.json is of another recipe than config.yaml"),
+        (metrics, '"epochs": 1', '"epochs": 2', "metrics.json is of another number of epochs than config.yaml"),
+        (metrics, '"intervals"', '"interval"', "metrics.json lacks 'intervals'"),
+    ):
+        assert old in texts[path]
+        path.write_text(texts[path].replace(old, new))
+        assert what in refused()
+        path.write_text(texts[path])
+    metrics.unlink()
+    assert "no finished run" in refused()
+
+
+def test_the_command_of_a_shipped_recipe_gives_the_same_run_again() -> None:
+    sets = ["seed=5", "model.hidden=32", "evaluation.also=[sampled-100]", "dataset.min_rating=4", "name=odd name"]
+    sets = [*sets[:-1], "name=mine-seed-5", "runs=elsewhere", "dataset.cache=/nowhere", "description=other words"]
+    config = load_config("quickstart", sets)
+    words = shlex.split(command_of(config))
+    assert words[:3] == ["recpod", "run", "quickstart"] and not {"elsewhere", "words"} & set(" ".join(words).split())
+    again = load_config("quickstart", words[4::2])
+    assert set(words[3::2]) == {"--set"} and again.identity() == config.identity()
+    assert again.evaluation == config.evaluation and again.name == config.name
+    assert command_of(load_config("quickstart")) == "recpod run quickstart"
+
+
+def test_a_key_that_comes_later_does_not_part_a_result_from_its_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    def digests(*sets: str) -> tuple[str, str]:
+        entry = Entry("quickstart", [], load_config("quickstart", sets), Path("x"))
+        return entry.identity, entry.settings
+
+    plain = digests()
+    assert digests("seed=2")[0] != plain[0] and digests("seed=2")[1] == plain[1]
+    for other in ("training.epochs=99", "evaluation.shuffle_order=true", "engine.model=FPMC", "optimizer.lr=1"):
+        assert digests(other)[0] != plain[0] and digests(other)[1] != plain[1]
+    resolved = RunConfig.resolved
+
+    def without(config: RunConfig) -> dict[str, Any]:
+        """As a version had it that did not know these keys."""
+        values = resolved(config)
+        del values["evaluation"]["shuffle_order"], values["training"]["keep"], values["engine"]["options"]
+        return values
+
+    monkeypatch.setattr(RunConfig, "resolved", without)
+    assert digests() == plain
 
 
 @pytest.mark.parametrize("text", ["", "1,", "1,x", "1,1", "-1", "1;2"])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipelines.evaluation.beyond_accuracy import Exposure, popularity_percentiles, top_k
 from pipelines.evaluation.ranking import NonFiniteScoreError
-from tests.pipelines.evaluation.test_ranking import Scores, Vectors, jagged
+from tests.pipelines.evaluation.scored_tasks import Scores, Vectors, jagged
 
 
 @st.composite
@@ -78,8 +78,31 @@ def test_coverage_and_popularity_by_hand() -> None:
     assert masked.metrics() == {"Coverage@10": 0.25, "Popularity@10": 0.125}
 
 
-def test_scores_that_are_not_finite_are_errors() -> None:
+def test_what_was_chosen_by_hand() -> None:
+    """Targets 4, 4 and 1 of four items: half of the catalogue, percentiles .875, .875 and .125."""
+    exposure = Exposure(torch.tensor([0, 1, 2, 3, 4]), ks=(1,))
+    found = exposure.of_targets(torch.tensor([4, 4, 1]))
+    assert found == {"Coverage": 0.5, "Popularity": pytest.approx((0.875 * 2 + 0.125) / 3)}
+
+
+def test_a_task_s_own_scores_are_left_as_they_are() -> None:
+    """A task may hand out a view of its own table: what was seen is left out of a copy."""
+
+    class Kept(Scores):
+        def score_block(self, states, ids):  # type: ignore[no-untyped-def, override]
+            return self.table[: len(states), 1:]
+
+    table = torch.rand(3, 6)
+    before = table.clone()
+    assert top_k(Kept(table), torch.zeros(3, 1), 2, jagged([[1], [2], [3]])).shape == (3, 2)
+    assert torch.equal(table, before)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_scores_that_are_not_finite_are_errors(bad: float) -> None:
     states = torch.ones(3, 4)
-    states[1, 0] = math.nan
+    states[1, 0] = bad
     with pytest.raises(NonFiniteScoreError, match="query 1"):
         top_k(Vectors(torch.ones(9, 4)), states, 2)
+    large = torch.full((9, 1), 3e38)  # a sum of them overflows, none of them does
+    assert top_k(Vectors(large), torch.ones(3, 1), 2).tolist() == [[1, 2]] * 3

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from pipelines.cli import main
 from pipelines.errors import RunError
-from pipelines.evaluation.compare import compare_runs, find_run
+from pipelines.evaluation.compare import compare_runs, find_run, find_runs
 from pipelines.evaluation.ranking import metrics_from_ranks
 from pipelines.evaluation.significance import paired_test
 
@@ -41,6 +41,7 @@ def write_run(
     ranks: np.ndarray,
     lengths: np.ndarray | None = None,
     metrics: dict[str, float] | None = None,
+    model: dict[str, Any] | None = None,
     **card: Any,
 ) -> Path:
     """A run folder as far as a comparison reads it; fields that are None are left off the card."""
@@ -56,7 +57,7 @@ def write_run(
     parquet.write_table(arrow.table(table), path / "ranks.parquet")
     whole = {key: value for key, value in {**CARD, **card}.items() if value is not None}
     test = metrics or metrics_from_ranks(torch.from_numpy(ranks), (1, 10))
-    (path / "metrics.json").write_text(json.dumps({"protocol": whole, "test": test}))
+    (path / "metrics.json").write_text(json.dumps({"protocol": whole, "test": test, "model": model}))
     return path
 
 
@@ -153,6 +154,50 @@ def test_ranks_that_do_not_belong_to_the_run_are_refused(pair, tmp_path: Path) -
     parquet.write_table(arrow.table({"rank": [1]}), run_b / "ranks.parquet")
     with pytest.raises(RunError, match="lacks the column user_id|cannot be read"):
         compare_runs(run_a, run_b)
+
+
+def test_seeds_of_two_models_are_compared_by_their_means(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    side_a, side_b = rng.integers(1, 30, (2, 400)), rng.integers(1, 30, (3, 400))
+    model = {"name": "m", "hidden": 8}
+    runs_a = [write_run(tmp_path / f"a-{s}", one, seeds=[s], model=model) for s, one in enumerate(side_a)]
+    runs_b = [write_run(tmp_path / f"b-{s}", one, seeds=[s]) for s, one in enumerate(side_b)]
+    result = compare_runs(runs_a, runs_b)
+    for one in result.differences:
+        test = paired_test(side_a, side_b, one.metric)
+        assert (one.difference, one.low, one.high, one.p_value) == (test.difference, test.low, test.high, test.p_value)
+        assert one.difference == pytest.approx(one.b - one.a, abs=1e-12)
+    hits = [(one <= 10).mean() for one in side_b]
+    assert result.differences[0].b == pytest.approx(np.mean(hits))
+    assert result.differences[0].spread_b == pytest.approx(np.std(hits, ddof=1))
+    assert result.unlike == {"seeds": ([0, 1], [0, 1, 2])}
+    assert (result.run_a, result.run_b) == ("a-0, a-1", "b-0, b-1, b-2")
+    console = Console(width=200, record=True, quiet=True)
+    with console.capture() as captured:
+        console.quiet = False
+        console.print(result.table())
+    assert f"B is the mean of several seeds; standard deviation between them: HR@10 {np.std(hits, ddof=1):.4f}" in (
+        " ".join(captured.get().split())
+    )
+    assert compare_runs(runs_a[0], runs_b).differences[0].spread_a is None
+    with pytest.raises(RunError, match="b-0: the seeds of one side are .* each may count once"):
+        compare_runs(runs_a, [runs_b[0], write_run(tmp_path / "again", side_b[1], seeds=[0])])
+    other = write_run(tmp_path / "other", side_a[1], seeds=[9], model={"name": "m", "hidden": 16, "new": 1})
+    with pytest.raises(RunError, match="other: this is another model"):
+        compare_runs([runs_a[0], other], runs_b)
+    with pytest.raises(RunError, match="differ in 'masked'"):
+        compare_runs(runs_a, [runs_b[0], write_run(tmp_path / "open", side_b[1], seeds=[7], masked="nothing")])
+
+
+def test_seeds_are_named_by_commas_or_a_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs/x-1", "runs/x-2", "runs/y", "else/x-3"):
+        (tmp_path / name).mkdir(parents=True)
+    assert find_runs("x-1,y") == [Path("runs/x-1"), Path("runs/y")]
+    assert find_runs("x-*") == [Path("runs/x-1"), Path("runs/x-2")]
+    assert find_runs(f"{tmp_path}/else/x-?,x-1") == [tmp_path / "else" / "x-3", Path("runs/x-1")]
+    with pytest.raises(RunError, match=r"z-\*: no run fits"):
+        find_runs("z-*")
 
 
 def test_the_table_shows_what_differs(pair) -> None:  # type: ignore[no-untyped-def]

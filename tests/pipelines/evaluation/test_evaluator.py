@@ -2,43 +2,24 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pyarrow.parquet as parquet
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.batch import SequenceBatch
 from models.popularity import Popularity
-from models.tasks import Retrieval
 from pipelines.data.splits import Queries, make_split
 from pipelines.errors import ConfigError, DataError
 from pipelines.evaluation.evaluator import evaluate, histories, shuffle_ties, write_ranks
 from pipelines.evaluation.protocols import PROTOCOLS, get_protocol
 from pipelines.evaluation.ranking import NonFiniteScoreError
+from tests.pipelines.evaluation.scored_tasks import LastItem
 
 FULL, MASKED = PROTOCOLS["loo-full"], PROTOCOLS["loo-full-masked"]
-
-
-class LastItem(nn.Module):
-    """Scores item j by -|j - newest item - 1|: a model whose ranks can be computed by hand."""
-
-    score_block = Retrieval.score_block
-
-    def __init__(self, num_items: int) -> None:
-        super().__init__()
-        self.num_items, self.rows_seen, self.longest = num_items, 0, 0
-        self.dropout = nn.Dropout(0.5)
-
-    def encode(self, batch: SequenceBatch) -> Tensor:
-        assert not self.training
-        self.rows_seen += batch.num_rows
-        self.longest = max(self.longest, int(batch.lengths.max()))
-        wanted = batch.items[batch.offsets[1:] - 1].float() + 1
-        return torch.stack([2 * wanted, torch.full_like(wanted, -1.0)], dim=1)  # 2 w j - j^2 = w^2 - (w - j)^2
-
-    def item_vectors(self, ids: Tensor) -> Tensor:
-        return torch.stack([ids.float(), ids.float() ** 2], dim=1)
 
 
 def test_popularity_ranks_by_hand(make_store) -> None:  # type: ignore[no-untyped-def]
@@ -100,6 +81,38 @@ def test_a_broken_model_names_the_user(make_store) -> None:  # type: ignore[no-u
     with pytest.raises(NonFiniteScoreError, match="1 of 4 queries .* the first is user u2"):
         evaluate(task, store, make_split(store, "leave-one-out").test, protocol=FULL, max_length=3)
     assert task.training
+
+
+@pytest.mark.parametrize("protocol", [FULL, MASKED, PROTOCOLS["sampled-100"]])
+def test_an_observer_is_shown_every_state_with_its_history_and_changes_nothing(make_store, protocol) -> None:  # type: ignore[no-untyped-def]
+    rng = np.random.default_rng(1)
+    store = make_store([rng.integers(1, 31, size=n).tolist() for n in rng.integers(3, 12, size=40)], 30)
+    queries, shown = make_split(store, "leave-one-out").test, []
+
+    calls = []
+
+    def observe(task, states, seen) -> None:  # type: ignore[no-untyped-def]
+        calls.append(len(states))
+        time.sleep(0.02)
+        rows = (
+            [None] * len(states) if seen is None else [row.tolist() for row in seen.values.split(seen.lengths.tolist())]
+        )
+        shown.extend(zip(states[:, 0].tolist(), rows, strict=True))
+
+    asked = {"protocol": protocol, "max_length": 5, "tokens_per_batch": 20, "queries_per_ranking": 7}
+    plain = evaluate(LastItem(30), store, queries, **asked)
+    started = time.perf_counter()
+    watched = evaluate(LastItem(30), store, queries, observe=observe, **asked)
+    wall = time.perf_counter() - started
+    assert np.array_equal(plain.ranks, watched.ranks) and plain.observe_seconds < 0.001
+    assert len(calls) > 3 and watched.observe_seconds >= 0.02 * len(calls)
+    assert watched.encode_seconds + watched.rank_seconds + watched.observe_seconds <= wall  # none counts for another
+    whole = histories(store, queries)
+    expected = [
+        (2.0 * (row[-1] + 1), row if protocol.mask_seen else None)
+        for row in (part.tolist() for part in whole.values.split(whole.lengths.tolist()))
+    ]
+    assert sorted(shown, key=str) == sorted(expected, key=str)
 
 
 def test_an_evaluation_can_be_broken_off_between_batches(make_store) -> None:  # type: ignore[no-untyped-def]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.evaluation.ranking import count_ranks, metric_values, metrics_from_ranks
-from tests.pipelines.evaluation.test_ranking import Scores, jagged
+from tests.pipelines.evaluation.scored_tasks import Scores, jagged
 
 
 def walk(scores: dict[int, float], target: int, k: int) -> dict[str, float]:

@@ -12,33 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from models.batch import Jagged
-from models.tasks import Retrieval
 from pipelines.errors import DataError, RecPodError
 from pipelines.evaluation.ranking import NonFiniteScoreError, count_ranks, metric_values, metrics_from_ranks
-
-
-class Vectors:
-    """A task that scores by dot product, the default; row 0 of the table is padding."""
-
-    score_block = Retrieval.score_block
-
-    def __init__(self, table: Tensor) -> None:
-        self.table, self.num_items = table, len(table) - 1
-
-    def item_vectors(self, ids: Tensor) -> Tensor:
-        return self.table[ids]
-
-
-class Scores(Vectors):
-    """The same through an overridden score_block."""
-
-    def score_block(self, states: Tensor, ids: Tensor) -> Tensor:  # type: ignore[override]
-        return states @ self.table[ids].T
-
-
-def jagged(rows: list[list[int]]) -> Jagged:
-    lengths = torch.tensor([0] + [len(row) for row in rows])
-    return Jagged(torch.tensor([item for row in rows for item in row], dtype=torch.int64), lengths.cumsum(0))
+from tests.pipelines.evaluation.scored_tasks import Scores, Vectors, jagged
 
 
 def exact_score(state: Tensor, vector: Tensor) -> float:
@@ -148,10 +124,18 @@ def test_lower_precision_set_by_others_changes_nothing(task) -> None:  # type: i
     """Under bf16 autocast, with TF32 and bf16 products allowed: fp32 inside, and the caller's settings stay."""
     inside = []
 
-    class Probe(task):  # type: ignore[misc]
-        def item_vectors(self, ids: Tensor) -> Tensor:
+    class Watched:
+        """A table that notes the settings under which it is read."""
+
+        def __init__(self, rows: Tensor) -> None:
+            self.rows = rows
+
+        def __len__(self) -> int:
+            return len(self.rows)
+
+        def __getitem__(self, ids: Tensor) -> Tensor:
             inside.append([backend.fp32_precision for backend in backends])
-            return super().item_vectors(ids)
+            return self.rows[ids]
 
     generator = torch.Generator().manual_seed(5)
     table, states = torch.randn(801, 64, generator=generator), torch.randn(200, 64, generator=generator)
@@ -163,11 +147,10 @@ def test_lower_precision_set_by_others_changes_nothing(task) -> None:  # type: i
         backends[0].fp32_precision, backends[1].fp32_precision = "tf32", "bf16"
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert torch.equal(count_ranks(task(table), states, targets), expected)
-            count_ranks(Probe(table), states, targets)
+            count_ranks(task(Watched(table)), states, targets)
             assert torch.is_autocast_enabled("cpu")
         assert [backend.fp32_precision for backend in backends] == ["tf32", "bf16"]
-        assert all(precisions == ["ieee", "ieee"] for precisions in inside)
-        assert inside or task is Scores
+        assert inside and all(precisions == ["ieee", "ieee"] for precisions in inside)
     finally:
         for backend, precision in zip(backends, previous, strict=True):
             backend.fp32_precision = precision
@@ -218,9 +201,11 @@ def test_metrics_by_hand() -> None:
     assert metrics == pytest.approx(
         {
             "HR@1": 0.25,
+            "Recall@1": 0.25,
             "NDCG@1": 0.25,
             "MRR@1": 0.25,
             "HR@10": 0.75,
+            "Recall@10": 0.75,
             "NDCG@10": (1 + 0.5 + 1 / math.log2(11)) / 4,
             "MRR@10": (1 + 1 / 3 + 1 / 10) / 4,
         },
@@ -232,5 +217,6 @@ def test_metrics_by_hand() -> None:
 def test_metrics_without_queries_or_of_unknown_name_are_errors() -> None:
     with pytest.raises(DataError):
         metrics_from_ranks(torch.tensor([], dtype=torch.int64), (10,))
-    with pytest.raises(ValueError, match="AUC@10"):
-        metric_values(torch.tensor([1]), "AUC@10")
+    for name in ("AUC@10", "HR@0", "HR@", "HR@1x", "NDCG", "HR@-1", "HR@01"):
+        with pytest.raises(ValueError, match=f"unknown metric {name}"):
+            metric_values(torch.tensor([1]), name)

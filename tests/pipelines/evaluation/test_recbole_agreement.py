@@ -34,9 +34,6 @@ class Given:
     def __init__(self, scores: Tensor) -> None:
         self.scores, self.num_items = scores, scores.shape[1] - 1
 
-    def item_vectors(self, ids: Tensor) -> Tensor:
-        raise NotImplementedError
-
     def score_block(self, states: Tensor, ids: Tensor) -> Tensor:
         return self.scores[states[:, 0].long()][:, ids]
 

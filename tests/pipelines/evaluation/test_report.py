@@ -148,6 +148,19 @@ def test_the_page_loads_nothing(tmp_path: Path) -> None:
     assert len(text) < 200_000
 
 
+def test_what_it_shows_stands_beside_what_was_chosen(tmp_path: Path) -> None:
+    """A run from before has no such section; Recall is a row of its own where it says something else than HR."""
+    assert "What it shows" not in Page(write_report(write_run(tmp_path / "old", metrics=METRICS)).read_text()).text
+    lists = {"Coverage@10": 0.3125, "Popularity@10": 0.8765, "Coverage@50": 0.6125, "Popularity@50": 0.7654}
+    more = {"beyond_accuracy": {"test": lists, "targets": {"Coverage": 0.4321, "Popularity": 0.6789}}}
+    recall = {**METRICS["test"], "Recall@10": 0.2526, "HR@20": 0.31, "Recall@20": 0.2999}
+    page = Page(write_report(write_run(tmp_path / "new", metrics={**METRICS, **more, "test": recall})).read_text())
+    shown = page.text[page.text.index("What it shows") :]
+    for row in ("the best 10 0.3125 0.8765", "the best 50 0.6125 0.7654", "what was chosen 0.4321 0.6789"):
+        assert row in " ".join(shown.split())
+    assert "Recall@10" not in page.text and "Recall@20" in page.text
+
+
 def test_everything_is_escaped(tmp_path: Path) -> None:
     evil = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
     metrics = json.loads(json.dumps(METRICS))

@@ -10,6 +10,7 @@ import pytest
 
 from pipelines.errors import DataError
 from pipelines.evaluation.results_readme import BEGIN, END, main
+from tests.pipelines.evaluation.test_leaderboard_table import result
 
 RESULT: dict[str, Any] = {
     "claim": "front-full-ranking", "value": 123456.7, "unit": "users/s", "target": 100_000, "met": True,
@@ -52,6 +53,25 @@ def test_tables_are_written_and_then_agree(tmp_path: Path) -> None:
 def test_a_file_not_named_after_its_claim_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         main([], checkout(tmp_path, **changes))
+
+
+def test_the_leaderboard_stands_among_the_results(tmp_path: Path) -> None:
+    root = checkout(tmp_path)
+    assert main([], root) == 0
+    text = (root / "README.md").read_text()
+    assert "### Leaderboard\n\nNo runs yet. `recpod leaderboard RECIPE... --seeds 1,2,3`" in text
+    board = root / "benchmarks" / "results" / "leaderboard"
+    board.mkdir()
+    (board / "r-seed-1.json").write_text(json.dumps(result()))
+    assert main(["--check"], root) == 1
+    assert main([], root) == 0
+    text = (root / "README.md").read_text()
+    assert "No runs yet" not in text and "95% bootstrap interval" in text
+    assert "#### d · 3,706 items · loo-full · query time blind" in text
+    assert "| r (m) | [1](benchmarks/results/leaderboard/r-seed-1.json) | 0.5000" in text
+    assert main(["--check"], root) == 0
+    (board / "r-seed-1.json").write_text(json.dumps(result(test={"HR@10": 0.5, "NDCG@10": 0.26})))
+    assert main(["--check"], root) == 1
 
 
 def test_missing_keys_and_markers_are_named(tmp_path: Path) -> None:

@@ -9,35 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
-from models.batch import Jagged
-from models.tasks import Retrieval
 from pipelines.errors import DataError
 from pipelines.evaluation import sampled
 from pipelines.evaluation.protocols import PROTOCOLS, Protocol
 from pipelines.evaluation.ranking import NonFiniteScoreError
 from pipelines.evaluation.sampled import count_sampled_ranks, draw_negatives
-
-
-class Vectors:
-    score_block = Retrieval.score_block
-
-    def __init__(self, table: Tensor) -> None:
-        self.table, self.num_items = table, len(table) - 1
-
-    def item_vectors(self, ids: Tensor) -> Tensor:
-        return self.table[ids]
-
-
-class Scores(Vectors):
-    def score_block(self, states: Tensor, ids: Tensor) -> Tensor:  # type: ignore[override]
-        return states @ self.table[ids].T
-
-
-def jagged(rows: list[list[int]]) -> Jagged:
-    lengths = torch.tensor([0] + [len(row) for row in rows])
-    return Jagged(torch.tensor([item for row in rows for item in row], dtype=torch.int64), lengths.cumsum(0))
+from tests.pipelines.evaluation.scored_tasks import LastItem, Scores, Vectors, jagged
 
 
 @st.composite
@@ -156,7 +134,6 @@ def test_the_card_says_what_the_numbers_are_good_for(make_store) -> None:  # typ
 def test_the_evaluator_ranks_among_the_negatives_of_the_protocol(make_store) -> None:  # type: ignore[no-untyped-def]
     from pipelines.data.splits import make_split
     from pipelines.evaluation.evaluator import evaluate, histories
-    from tests.pipelines.evaluation.test_evaluator import LastItem
 
     rng = np.random.default_rng(0)
     store = make_store([rng.integers(1, 301, 8).tolist() for _ in range(40)], 300)

@@ -10,7 +10,7 @@ from pipelines.data.splits import Queries, make_split
 from pipelines.evaluation.evaluator import evaluate, histories
 from pipelines.evaluation.protocols import PROTOCOLS
 from pipelines.evaluation.shuffled_order import shuffle_order
-from tests.pipelines.evaluation.test_evaluator import LastItem
+from tests.pipelines.evaluation.scored_tasks import LastItem
 
 
 def test_users_keep_their_items_and_times(make_store) -> None:  # type: ignore[no-untyped-def]

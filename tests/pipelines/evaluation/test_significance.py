@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pipelines.errors import DataError
+from pipelines.evaluation import significance
 from pipelines.evaluation.significance import bootstrap_interval, paired_test
 
 
@@ -67,6 +68,38 @@ def test_paired_test_by_hand() -> None:
     result = paired_test(np.array([99, 99, 1]), np.array([1, 1, 1]), "HR@1", resamples=20_000)
     assert result.difference == pytest.approx(2 / 3)
     assert result.p_value == pytest.approx(0.5, abs=0.02)
+
+
+def test_several_seeds_are_their_mean_for_each_user() -> None:
+    """Against plain NumPy: gains averaged over seeds first, then users resampled and signs flipped."""
+    a, b = (np.stack([ranks(10 * side + s, 0.3 + 0.03 * side, users=500) for s in range(3)]) for side in (0, 1))
+    gains = [np.where(one <= 10, 1 / np.log2(one + 1.0), 0).mean(axis=0) for one in (a, b)]
+    difference = gains[1] - gains[0]
+    rng = np.random.default_rng(7)
+    plain = difference[rng.integers(0, 500, size=(4000, 500))].mean(axis=1)
+    signs = rng.choice([-1, 1], size=(4000, 500))
+    p = (np.abs(signs @ difference) >= abs(difference.sum())).mean()
+    found = paired_test(a, b, "NDCG@10")
+    assert found.difference == pytest.approx(difference.mean(), abs=1e-12)
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(plain, [0.025, 0.975])), abs=2e-3)
+    assert found.p_value == pytest.approx(p, abs=0.03) and 0.001 < p < 0.9
+    single = paired_test(a[0], b[0], "NDCG@10")
+    assert found.high - found.low < single.high - single.low  # seeds' noise averages out
+    assert paired_test(a[:1], b[:1], "NDCG@10") == single
+    interval = bootstrap_interval(a, "NDCG@10")
+    assert interval.mean == pytest.approx(gains[0].mean(), abs=1e-12)
+
+
+def test_drawing_in_parts_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = ranks(1, 0.3), ranks(2, 0.3)
+
+    def numbers() -> list[float]:
+        test, interval = paired_test(a, b, "NDCG@10", resamples=300), bootstrap_interval(a, "NDCG@10", resamples=300)
+        return [test.low, test.high, test.p_value, interval.low, interval.high]
+
+    whole = numbers()
+    monkeypatch.setattr(significance, "_DRAWS", 100)
+    assert numbers() == pytest.approx(whole, abs=1e-12)
 
 
 def test_runs_on_different_queries_are_refused() -> None:
