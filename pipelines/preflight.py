@@ -83,6 +83,7 @@ class PreflightOptions:
         spec: the data as a run has resolved it, in place of ``dataset``.
         cache: where downloads are looked for; None as without a configuration.
         wandb: W&B will track, so that its key is asked for.
+        engine: who trains: ``recbole`` must find RecBole and what it needs.
     """
 
     device: str = "auto"
@@ -92,15 +93,21 @@ class PreflightOptions:
     spec: DatasetSpec | None = None
     cache: Path | None = None
     wandb: bool = True
+    engine: str = "recpod"
 
 
 def run_preflight(options: PreflightOptions | None = None) -> list[Check]:
     """Every check, in the order of the printed table."""
+    from pipelines.engines.recbole_conflicts import check_recbole
+
     options = options or PreflightOptions()
+    if options.engine not in ("recpod", "recbole"):
+        raise ConfigError(f"unknown engine '{options.engine}'", where="--engine", fix="give recpod or recbole")
     shown = gpus()
     with_gpu = bool(shown) or has_gpu()
     checks = [check_python(), *check_torch(options, with_gpu), *check_gpus(shown, options, with_gpu)]
     checks += [check_package(*row, with_gpu=with_gpu) for row in PACKAGES]
+    checks += check_recbole(used=options.engine == "recbole")
     checks += check_kernels(options)
     checks += [check_disk(options.folder), check_memory(), check_shared_memory()]
     checks.append(check_source(options))

@@ -1,26 +1,26 @@
-"""The SASRec family's reference command lines: ``python -m pipelines.compat.sasrec main|main_distributed [FLAG...]``.
+"""The SASRec family's reference command lines: ``python -m pipelines.compat.sasrec COMMAND [FLAG...]``.
 
-They become a recipe of this project, which lies with the results in ``DATASET_TRAINDIR/``, beside ``args.txt``,
-``log.txt`` and ``step_log.csv``. ``main_distributed`` and ``--multi_gpu`` share the batch among processes: one a GPU,
-or NUM_GPUS; under torchrun or torch.distributed.launch, as many as it has started. Data are text files
-``data/DATASET.txt`` of ``user item``, ``user item timestamp`` or ``user item rating timestamp``, another data file, or
-a dataset of this project. ``--resume never`` (this project's) starts a run anew; otherwise it goes on where it was.
+``convert_ml1m`` and ``test_distributed`` are in sasrec_text.py and sasrec_processes.py. ``main`` and
+``main_distributed`` become a recipe of this project, which lies with the results in ``DATASET_TRAINDIR/``, beside
+``args.txt``, ``log.txt`` and ``step_log.csv``. ``main_distributed`` and ``--multi_gpu`` share the batch among
+processes: one a GPU, or NUM_GPUS; under torchrun or torch.distributed.launch, as many as it has started. Data are text
+files ``data/DATASET.txt`` of ``user item``, ``user item timestamp`` or ``user item rating timestamp``, another data
+file, or a dataset of this project. ``--resume never`` (this project's) starts a run anew; otherwise it goes on where it
+was.
 """
 
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 from pipelines import cli
 from pipelines.compat.sasrec_flags import Command, parse, translate
 from pipelines.compat.sasrec_logs import log_line, write_log, write_logs
+from pipelines.compat.sasrec_processes import run_as_worker, test_distributed, wanted_processes
 from pipelines.config import RunConfig, build_config
 from pipelines.data.formats import detect_format
 from pipelines.data.formats.raw import RawFile
@@ -30,44 +30,86 @@ from pipelines.training import launcher
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Translate, run, and give the code to leave with."""
+    """Run the command, and give the code to leave with."""
+    arguments = _command_first(arguments)
     try:
-        command = parse(arguments)
-        layers, notes = translate(command)
-        if command.state_dict_path is not None:
-            from pipelines.compat.sasrec_start import adapt
-
-            notes += adapt(command, layers)
-        config = build_config(layers)
-        _check_times(config)
-        if _rank() == 0:
-            for note in notes:
-                print(note, file=sys.stderr)
-            write_text(command.folder / "args.txt", command.args_text())
-        if command.inference_only:
-            return _infer(command, config, notes)
-        if command.state_dict_path is not None:
-            _start_from(command, config)
-        code = _run(command, config)
-        if _rank() == 0:
-            write_logs(command.folder, notes)
-        return code
+        return _COMMANDS.get(arguments[0].removesuffix(".py") if arguments else "", _main)(arguments)
     except RecPodError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
 
 
-def _check_times(config: RunConfig) -> None:
-    """TiSASRec on a file without times would look at the places of events instead.
+def _command_first(arguments: Sequence[str]) -> Sequence[str]:
+    """The rank that torch.distributed.launch puts in front of everything, behind the command."""
+    if not arguments or arguments[0].partition("=")[0] not in ("--local-rank", "--local_rank"):
+        return arguments
+    words = 1 if "=" in arguments[0] else 2
+    return [*arguments[words:], *arguments[:words]]
+
+
+def _convert(arguments: Sequence[str]) -> int:
+    from pipelines.compat.sasrec_text import convert_ml1m
+
+    return convert_ml1m(arguments[1:])
+
+
+def _test(arguments: Sequence[str]) -> int:
+    return test_distributed(arguments[1:])
+
+
+_COMMANDS = {"convert_ml1m": _convert, "test_distributed": _test}
+
+
+def _main(arguments: Sequence[str]) -> int:
+    """``main`` and ``main_distributed``: translate and run."""
+    command = parse(arguments)
+    layers, notes = translate(command)
+    if command.state_dict_path is not None:
+        from pipelines.compat.sasrec_start import adapt
+
+        notes += adapt(command, layers)
+    config = build_config(layers)
+    _check_columns(config)
+    if _rank() == 0:
+        for note in notes:
+            print(note, file=sys.stderr)
+        write_text(command.folder / "args.txt", command.args_text())
+    if command.inference_only:
+        return _infer(command, config, notes)
+    if command.state_dict_path is not None:
+        _start_from(command, config)
+    code = _run(command, config)
+    if _rank() == 0:
+        write_logs(command.folder, notes)
+    return code
+
+
+def _check_columns(config: RunConfig) -> None:
+    """Refuse a text file whose columns would be taken for others.
+
+    TiSASRec on a file without times would look at the places of events; a rating where the time belongs would order
+    every history by stars.
 
     Raises:
         ConfigError: see above.
     """
     path = Path(config.dataset.name)
-    if config.model["name"] != "tisasrec" or not path.is_file() or detect_format(path) != "sasrec":
+    if not path.is_file() or path.suffix == ".zip" or detect_format(path) != "sasrec":
         return
-    if path.suffix != ".zip" and len(RawFile(path).first_line().split()) == 2:
+    fields = RawFile(path).first_line().split()
+    if config.model["name"] == "tisasrec" and len(fields) == 2:
         raise ConfigError("the file has no timestamps, which TiSASRec reads", where=str(path), fix="add --no_time")
+    if len(fields) == 4 and _stars(fields[3]) and not _stars(fields[2]):
+        what = "the order looks like 'user item timestamp rating'"
+        raise ConfigError(what, where=f"{path}:1", fix="four columns are read as 'user item rating timestamp'")
+
+
+def _stars(text: str) -> bool:
+    """Whether a field may be a rating rather than a time: a number up to 100."""
+    try:
+        return abs(float(text)) <= 100
+    except ValueError:
+        return False  # the reader names the line
 
 
 def _infer(command: Command, config: RunConfig, notes: Sequence[str]) -> int:
@@ -102,8 +144,8 @@ def _run(command: Command, config: RunConfig) -> int:
         recipe.write_text(config.to_yaml(), encoding="utf-8")
         verb = ["run", str(recipe), "--resume", command.resume]
         if _launched():
-            return _as_torchruns_child(verb, command.folder)
-        flags = [f"--processes={os.environ.get('NUM_GPUS') or 'auto'}", "--", *verb]
+            return run_as_worker(verb, command.folder)
+        flags = [f"--processes={wanted_processes() or 'auto'}", "--", *verb]
         several = command.multi_gpu or command.script == "main_distributed"
         if several and launcher.parse(flags).processes > 1:
             return launcher.main(flags)
@@ -112,30 +154,6 @@ def _run(command: Command, config: RunConfig) -> int:
         except SystemExit as end:
             return int(end.code or 0)
     return 0
-
-
-def _as_torchruns_child(verb: Sequence[str], folder: Path) -> int:
-    """The run as a child of this worker of torchrun's, in its place among the workers; this one writes what follows.
-
-    torchrun itself knows success and failure alone: it reports any code but 0 as a failure.
-    """
-    code_file = (folder / f".exit-code-{os.environ['GROUP_RANK']}").absolute()  # one a node
-    code_file.parent.mkdir(exist_ok=True)
-    variables = {**os.environ, "RECPOD_EXIT_CODE_FILE": str(code_file)}
-    child = subprocess.Popen([sys.executable, "-m", "pipelines", *verb], env=variables)
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        child.terminate()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
-    code = child.wait()
-    if code or not code_file.exists():
-        return code or 1
-    text = code_file.read_text(encoding="utf-8")
-    if (line := text.partition("\n")[2].strip()) and os.environ["LOCAL_RANK"] == "0":
-        print(line, file=sys.stderr)
-    return int(text.split()[0])
 
 
 def _launched() -> bool:

@@ -126,12 +126,15 @@ class Command:
         return "\n".join(f"{name},{value}" for name, value in sorted(own.items()))
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Raises ConfigError where argparse would print and exit."""
+
     def error(self, message: str) -> NoReturn:
+        """An unknown flag with the nearest one, or what is wrong with a value."""
         _, unknown, flags = message.partition("unrecognized arguments: ")
         if unknown:
             flag = flags.split()[0].partition("=")[0]
-            raise ConfigError(f"unknown flag '{flag}'", fix=nearest(flag, [f"--{name}" for name in FLAGS]))
+            raise ConfigError(f"unknown flag '{flag}'", fix=nearest(flag, self._option_string_actions))
         raise ConfigError(message.removeprefix("argument "))
 
 
@@ -144,8 +147,10 @@ def parse(arguments: Sequence[str]) -> Command:
     script = arguments[0].removesuffix(".py") if arguments else ""
     if script not in COMMANDS:
         what = f"unknown script '{script}'" if script else "no script is named"
+        if script:
+            raise ConfigError(what, fix=nearest(script, [*COMMANDS, "convert_ml1m", "test_distributed"]))
         raise ConfigError(what, fix="python -m pipelines.compat.sasrec main|main_distributed --dataset=D --train_dir=T")
-    parser = _Parser(prog=f"python -m pipelines.compat.sasrec {script}", allow_abbrev=False)
+    parser = Parser(prog=f"python -m pipelines.compat.sasrec {script}", allow_abbrev=False)
     for name, (kind, default) in FLAGS.items():
         flags = [f"--{name}"] + (["--local-rank"] if name == "local_rank" else [])  # torch.distributed.launch's
         about = "required" if name in ("dataset", "train_dir") else f"default {default}"

@@ -137,8 +137,8 @@ def _train_and_evaluate(config: RunConfig, folder: RunFolder, console: Console, 
             state = loop.run(saved)
             load_best(made.task.model, folder.checkpoints, state)
         console.print(f"training ended: {state.finished}")
-        metrics = evaluate_model(config, prepared, made, state, provenance)
-        write_ranks(folder.ranks, store, prepared.split.test, metrics.pop("ranks"))
+        metrics, ranks = evaluate_model(config, prepared, made, state, provenance)
+        write_ranks(folder.ranks, store, prepared.split.test, ranks)
         write_json(folder.metrics, {**metrics, "inputs": inputs})
         log.summary({f"test/{key}": value for key, value in metrics["test"].items()})
     return metrics

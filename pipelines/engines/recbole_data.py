@@ -179,10 +179,6 @@ class RecBoleTask:
         scores: Tensor = self.model.predict(asked)
         return scores.view(1, -1)
 
-    def item_vectors(self, ids: Tensor) -> Tensor:
-        """There are none: RecBole's models score by themselves."""
-        raise NotImplementedError("RecBole's models score with score_block alone")
-
     def score_block(self, states: Tensor, ids: Tensor) -> Tensor:
         """Scores of the items ``ids`` ``[n]`` from the rows that :meth:`encode` made, ``[U, n]``."""
         return states[:, ids]

@@ -28,6 +28,7 @@ from models.batch import Jagged, SequenceBatch
 from models.losses import PopularitySampler
 from models.registry import MODELS, build_model
 from pipelines.engines.recbole_environment import load_recbole
+from pipelines.engines.recbole_options import WITHOUT_COUNTERPART, activation, refusal
 from pipelines.errors import ConfigError, nearest
 
 # RecBole's key -> the option of ours that it means; the first that a model has.
@@ -188,7 +189,11 @@ def options_of(name: str, config: Any) -> Any:
     for key, names in KEYS.items():
         found = [option for option in names if option in fields]
         if key in given and found:
-            values[found[0]] = given[key]
+            values[found[0]] = given[key] if key != "hidden_act" else _activation(given[key])
+    if "heads" in fields:  # an attention model
+        for key in WITHOUT_COUNTERPART:
+            if key in given and (reason := refusal(key, given[key], given)):
+                raise ConfigError(f"{given[key]} cannot be honoured: {reason}", where=key)
     if given.get("loss_type") is not None:
         if given["loss_type"] not in LOSSES:
             raise ConfigError(
@@ -204,6 +209,13 @@ def options_of(name: str, config: Any) -> Any:
         first = error.errors()[0]
         where = ".".join(("recpod", *map(str, first["loc"])))
         raise ConfigError(first["msg"].removeprefix("Value error, "), where=where) from error
+
+
+def _activation(value: Any) -> str:
+    try:
+        return activation(value)
+    except ValueError as error:
+        raise ConfigError(f"'{value}' cannot be honoured: {error}", where="hidden_act") from error
 
 
 def training_counts(dataset: Any, item: str, config: Any) -> Tensor:

@@ -5,10 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +21,6 @@ from pipelines.data.dataset_store import dataset_store
 from pipelines.data.datasets import load_dataset_spec
 from tests.pipelines.compat.public_models import Public
 
-ROOT = Path(__file__).resolve().parents[3]
 NAMED = ["--dataset=ml-1m", "--train_dir=t"]
 TINY = ["--dataset=tiny", "--device=cpu", "--hidden_units=8", "--num_blocks=1", "--maxlen=6"]
 TINY += ["--batch_size=16", "--num_epochs=2"]
@@ -312,22 +308,3 @@ def test_own_checkpoints_are_evaluated(here: Path, capsys: pytest.CaptureFixture
     assert main(["main", *flags]) == 0
     assert f"test (NDCG@10: {test['NDCG@10']:.4f}, HR@10: {test['HR@10']:.4f})" in capsys.readouterr().out
     assert main(["main", *flags, "--hidden_units=4"]) == 2
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("by", ["NUM_GPUS", "torchrun"])
-def test_two_processes_share_the_batch(here: Path, by: str) -> None:
-    flags = [*TINY, "--no_time", "--no_mhc", "--dropout_rate=0", "--num_epochs=1"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    if by == "torchrun":
-        start = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv-backend=c10d"]
-        start += ["--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
-    else:
-        start, environment["NUM_GPUS"] = [], "2"
-    command = [sys.executable, *start, "-m", "pipelines.compat.sasrec", "main_distributed", *flags, "--train_dir=t"]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=240)
-    assert result.returncode == 0, result.stderr[-3000:]
-    metrics = json.loads((here / "tiny_t" / "metrics.json").read_text())
-    assert metrics["training"]["processes"] == 2
-    assert len(list(csv.DictReader((here / "tiny_t" / "step_log.csv").open()))) == 3  # 40 users, 16 in all a step
-    assert rows_of_log(here / "tiny_t")[1][0][0] == 1

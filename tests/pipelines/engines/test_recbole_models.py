@@ -25,6 +25,7 @@ from pipelines.run_folder import ROOT
 from tests.pipelines.engines.conftest import recbole_values
 
 SMALL: dict[str, dict[str, Any]] = {
+    "hstu": {"hidden": 16, "blocks": 1},
     "sasrec": {"hidden": 16, "blocks": 1},
     "tisasrec": {"hidden": 16, "blocks": 1},
     "ss4rec": {"hidden": 16, "layers": 1, "s5_state": 4, "d_state": 4},
@@ -155,3 +156,26 @@ def test_the_process_keeps_its_own_anomaly_detection() -> None:
         "load_recbole(); assert 'SINE' in sequential_models(); assert not torch.is_anomaly_enabled()"
     )
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"attn_dropout_prob": 0.3, "hidden_dropout_prob": 0.2}, "attn_dropout_prob: 0.3 cannot be honoured"),
+        ({"initializer_range": 0.1}, "initializer_range: 0.1 cannot be honoured: weights start Xavier-normal"),
+        ({"layer_norm_eps": 1e-5}, "layer_norm_eps: 1e-05 cannot be honoured"),
+        ({"hidden_act": "tanh"}, "hidden_act: 'tanh' cannot be honoured: the layers do not have it"),
+    ],
+)
+def test_recbole_s_keys_without_counterpart_are_refused(given: dict[str, Any], message: str) -> None:
+    class Config(dict[str, Any]):
+        external_config_dict = given
+
+        def __missing__(self, key: str) -> None:
+            return None
+
+    with pytest.raises(ConfigError, match=message):
+        options_of("sasrec", Config(MAX_ITEM_LIST_LENGTH=8))
+    Config.external_config_dict = {"attn_dropout_prob": 0.2, "hidden_dropout_prob": 0.2, "hidden_act": "swish"}
+    options = options_of("sasrec", Config(MAX_ITEM_LIST_LENGTH=8))
+    assert (options.dropout, options.activation) == (0.2, "silu")
