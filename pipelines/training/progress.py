@@ -75,7 +75,8 @@ class Telemetry:
         """Everything known, in one line."""
         of = f"/{self.total_steps}" if self.total_steps is not None else ""
         parts = [f"epoch {self.epoch}", f"step {self.step}{of}"]
-        for key, text in (("loss", "loss {:.4f}"), ("tokens_per_s", "{:,.0f} tokens/s")):
+        shown = (("loss", "loss {:.4f}"), ("tokens_per_s", "{:,.0f} tokens/s"), ("mfu", "MFU {:.1%}"))
+        for key, text in shown:
             if key in self.latest:
                 parts.append(text.format(self.latest[key]))
         left, cost = self.seconds_left(), self.cost()
@@ -186,7 +187,7 @@ def duration(seconds: float) -> str:
 
 def metrics_text(values: Mapping[str, Any]) -> str:
     """Metrics side by side; of many only those at 10, which is what a person follows."""
-    at_ten = {key: value for key, value in values.items() if key.endswith("@10")}
+    at_ten = {key: value for key, value in values.items() if key.endswith("@10") and key != "Recall@10"}  # it is HR@10
     if len(values) > 6 and at_ten:
         values = at_ten
     return "  ".join(f"{key} {value:.4f}" for key, value in values.items())

@@ -31,7 +31,8 @@ class TrainState:
         best_value: best validation value of the selecting metric.
         best_step: its step; -1 before the first validation.
         stale: validations since then.
-        to_validate: an epoch has ended and its validation is still to come.
+        to_validate: a validation is due and still to come.
+        judged: step of the newest validation; -1 before the first.
         finished: why training ended; empty while it goes on.
     """
 
@@ -47,6 +48,7 @@ class TrainState:
     best_step: int = -1
     stale: int = 0
     to_validate: bool = False
+    judged: int = -1
     finished: str = ""
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from models.batch import SequenceBatch
-from pipelines.data.loader import LoaderOptions, Windows, epoch_batches, training_batches
+from pipelines.data.loader import Gather, LoaderOptions, Windows, epoch_batches, gather_batch, training_batches
 from pipelines.data.store import SequenceStore
 from pipelines.errors import ConfigError
 from pipelines.training.checkpoint import load_checkpoint, prune_checkpoints, save_checkpoint
@@ -26,51 +26,12 @@ from pipelines.training.distributed import World, gradients_kept, shared_loss
 from pipelines.training.guards import GuardOptions, Guards, Rent
 from pipelines.training.observers import Log, Watch
 from pipelines.training.optimizers import OptimizerOptions, build_optimizer, learning_rate
+from pipelines.training.options import TrainingOptions as TrainingOptions
+from pipelines.training.prefetch import ahead
+from pipelines.training.profiling import ProfileWindow
 from pipelines.training.signals import Interrupted, StopSignal
+from pipelines.training.speed import Speed, WorkOf
 from pipelines.training.state import TrainState, check_identity, random_state, set_random_state, spread_seeds
-
-
-@dataclass(frozen=True)
-class TrainingOptions:
-    """How long to train, what to keep, when to look."""
-
-    epochs: int = 200
-    """Passes over the training windows at most."""
-    accumulate: int = 1
-    """Batches whose gradients make one update."""
-    grad_clip: float = 0.0
-    """Largest global gradient norm; 0 does not clip."""
-    precision: str = "auto"
-    """Of the layers: ``float32``, ``bfloat16`` (autocast), ``auto``: bfloat16 on a GPU, float32 on a CPU; ``float64``,
-    weights included, shows whether two runs differ by rounding alone. The loss has its own: ``model.loss.precision``;
-    environment.json says what it came to."""
-    eval_every: int = 1
-    """Epochs between validations."""
-    patience: int = 10
-    """Validations without a better ``select`` metric after which training stops; 0: never."""
-    select: str = "NDCG@10"
-    """Validation metric that chooses the checkpoint. The test set is never looked at here."""
-    log_every: int = 10
-    """Updates between log lines."""
-    checkpoint_minutes: float = 5.0
-    """Minutes between checkpoints inside an epoch."""
-    keep: int = 2
-    """Newest checkpoints kept, beside the best."""
-    deterministic: bool = False
-    """On a GPU: bit-identical repeats at some cost in speed. On a CPU runs repeat bit by bit anyway."""
-
-    __pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}
-
-    def __post_init__(self) -> None:
-        known = ("auto", "float32", "bfloat16", "float64")
-        if self.precision not in known:
-            raise ConfigError(f"'{self.precision}' is not one of {', '.join(known)}", where="training.precision")
-        for key in ("grad_clip", "patience", "checkpoint_minutes"):
-            if not getattr(self, key) >= 0:
-                raise ConfigError(f"{getattr(self, key)} is negative", where=f"training.{key}")
-        for key in ("epochs", "accumulate", "eval_every", "log_every", "keep"):
-            if getattr(self, key) < 1:
-                raise ConfigError(f"{getattr(self, key)} is less than 1", where=f"training.{key}")
 
 
 @dataclass(frozen=True)
@@ -81,6 +42,7 @@ class TrainingData:
     windows: Windows
     loader: LoaderOptions
     seed: int
+    gather: Gather = gather_batch
 
 
 @dataclass(frozen=True)
@@ -116,6 +78,7 @@ class Trainer:
         watch: debug mode, or None.
         world: this process among those that train together.
         rent: what the machine has cost before.
+        work_of: FLOPs of a step, for the log; None where nobody has counted them.
     """
 
     def __init__(
@@ -135,6 +98,7 @@ class Trainer:
         watch: Watch | None = None,
         world: World | None = None,
         rent: Rent | None = None,
+        work_of: WorkOf | None = None,
     ) -> None:
         self.task, self.data, self.options, self.optimizer_options = task, data, options, optimizer
         self.checkpoints, self.log, self.validate, self.stop, self.identity = checkpoints, log, validate, stop, identity
@@ -150,7 +114,9 @@ class Trainer:
         self.saved_at, self.clock = time.monotonic(), time.monotonic()
         batches = len(epoch_batches(data.windows, data.loader, seed=data.seed, epoch=0))
         self.epoch_steps = -(-batches // options.accumulate)
-        self.total_steps = options.epochs * self.epoch_steps
+        self.total_steps = min(options.epochs * self.epoch_steps, options.max_steps or 2**62)
+        self.speed = Speed(work_of)
+        self.profile = ProfileWindow(options, checkpoints.parent / "profile", self.world.rank)
         if options.deterministic != torch.are_deterministic_algorithms_enabled():  # the call imports the compiler
             torch.use_deterministic_algorithms(options.deterministic)
         if self.world.size > 1:
@@ -166,7 +132,7 @@ class Trainer:
             RunError: a guard has stopped the run, or a checkpoint could not be written.
         """
         self.write("start", total_steps=self.total_steps)
-        with self.stop.deferred():
+        with self.stop.deferred(), self.profile:
             while not self.state.finished:
                 if self.state.to_validate:
                     self.judge_epoch()
@@ -175,7 +141,7 @@ class Trainer:
         return self.state
 
     def train_epoch(self) -> None:
-        """The rest of the running epoch."""
+        """The rest of the running epoch, or its part up to the next validation."""
         state, options = self.state, self.options
         batches = training_batches(
             self.data.store,
@@ -186,27 +152,31 @@ class Trainer:
             first=state.batch,
             rank=self.world.rank,
             world=self.world.size,
+            gather=self.data.gather,
         )
+        if options.prefetch:
+            batches = ahead(batches, options.prefetch, self.device)
         self.task.train()
-        since, targets_before = time.monotonic(), state.targets
+        self.speed.start(state.targets)
         while group := [batch for _, batch in zip(range(options.accumulate), batches, strict=False)]:
+            self.profile.before(state.step)
             loss, norm = self.update(group)
             if state.step % options.log_every == 0:
                 mean, grad_norm = loss.item(), norm.item()
                 self.guards.check_step(state.step, mean, grad_norm)
-                now = time.monotonic()
-                speed = (state.targets - targets_before) / (now - since)
-                since, targets_before = now, state.targets
                 lr = self.optimizer.param_groups[0]["lr"]
-                self.write("train", loss=mean, grad_norm=grad_norm, lr=lr, tokens_per_s=speed)
+                self.write("train", loss=mean, grad_norm=grad_norm, lr=lr, **self.speed.measure(state.targets))
             if reason := self.guards.spent(self.asked.paid):
                 state.finished = reason
                 self.save()
                 return
-            if self.asked.stop or self.asked.save:
+            state.to_validate = options.validation_due(state.step)  # before a checkpoint that may be the last
+            if self.asked.stop or self.asked.save or options.checkpoint_due(state.step):
                 self.save()
             if self.asked.stop:
                 raise Interrupted("stopped on request")
+            if state.to_validate:
+                return
         self.end_epoch()
 
     def update(self, group: list[SequenceBatch]) -> tuple[Tensor, Tensor]:
@@ -221,6 +191,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         total, count = torch.zeros((), device=self.device, dtype=torch.float64), 0
         for number, batch in enumerate(group, start=1):
+            self.speed.count(batch)
             if self.watch is not None:
                 self.watch.before_update(batch, state.step)
             with gradients_kept(self.loss, more=number < len(group)):
@@ -262,8 +233,14 @@ class Trainer:
         self.epoch_loss.zero_()
         self.guards.check_finite(state.step, "epoch's mean loss", mean)
         self.guards.check_epoch(state.epoch, mean)
-        state.to_validate = state.epoch % self.options.eval_every == 0 or state.epoch == self.options.epochs
         self.write("epoch", train_loss=mean, seconds=self.tick().seconds)
+        if state.judged < state.step:
+            every = 0 if self.options.eval_steps else self.options.eval_every
+            state.to_validate = state.epoch == self.options.epochs or bool(every and state.epoch % every == 0)
+        else:  # its last update was one after which to validate
+            state.finished = self.world.on_first(self.end_reason)
+            if state.finished:
+                self.save()
 
     def judge_epoch(self) -> None:
         """Validate, keep the best, decide whether to go on.
@@ -280,7 +257,7 @@ class Trainer:
         if options.select not in metrics:
             known = ", ".join(sorted(metrics))
             raise ConfigError(f"'{options.select}' is not measured; there are {known}", where="training.select")
-        state.to_validate = False
+        state.to_validate, state.judged = False, state.step
         if metrics[options.select] > state.best_value:
             state.best_value, state.best_step, state.stale = metrics[options.select], state.step, 0
         else:
@@ -298,6 +275,8 @@ class Trainer:
             return f"no better {options.select} in {options.patience} validations"
         if state.epoch >= options.epochs:
             return f"{options.epochs} epochs done"
+        if options.max_steps and state.step >= options.max_steps:
+            return f"{options.max_steps} updates done"
         return self.guards.spent(self.tick().paid) or ""
 
     def save(self) -> None:
