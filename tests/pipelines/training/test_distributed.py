@@ -19,6 +19,7 @@ from models.ss4rec import SS4Rec, SS4RecOptions
 from pipelines.data.loader import LoaderOptions, cut_windows
 from pipelines.data.splits import Queries, make_split
 from pipelines.errors import ConfigError, MachineError, RecPodError
+from pipelines.evaluation.beyond_accuracy import Exposure
 from pipelines.evaluation.evaluator import evaluate
 from pipelines.evaluation.protocols import get_protocol
 from pipelines.training.checkpoint import checkpoint_path, checkpoint_steps, load_checkpoint
@@ -163,10 +164,20 @@ def ranked(world: World | None, folder: Path) -> list[Any]:
     store = memory_store([12] * 25)
     queries = make_split(store, "leave-one-out").test
     task, protocol = build(folder).task, get_protocol("loo-full")
-    one = evaluate(task, store, queries, protocol=protocol, max_length=6, world=world)  # type: ignore[arg-type]
+    exposure = Exposure(torch.arange(21), (3,))
+    one = evaluate(
+        task,
+        store,
+        queries,
+        protocol=protocol,
+        max_length=6,
+        world=world,
+        observe=exposure.observe,  # type: ignore[arg-type]
+    )
+    exposure.gather(world or World())
     single = Queries(queries.user[:1], queries.end[:1])
     few = evaluate(task, store, single, protocol=protocol, max_length=6, world=world)  # type: ignore[arg-type]
-    return [one.ranks.tolist(), one.metrics["NDCG@10"], few.ranks.tolist()]
+    return [one.ranks.tolist(), one.metrics["NDCG@10"], few.ranks.tolist(), exposure.shown.tolist()]
 
 
 CHECKS = (
@@ -279,7 +290,7 @@ def test_what_the_first_makes_the_others_find(answers: Answers) -> None:
 def test_queries_are_shared_out_and_ranks_come_together(answers: Answers, tmp_path: Path) -> None:
     alone = ranked(None, tmp_path)
     assert [answer["ranked"] for answer in answers[1]] == [alone, alone]
-    assert len(set(alone[0])) > 3
+    assert len(set(alone[0])) > 3 and sum(alone[3][0]) == 25 * 3
 
 
 def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:

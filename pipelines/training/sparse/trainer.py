@@ -1,0 +1,112 @@
+"""The training loop with a sharded item table: what differs from the loop over tables that every process holds.
+
+Between the backward pass and the dense update all processes hear the loss' count; there the table is updated too. Its
+checkpoints are sharded. For evaluation, which asks for vectors at each process' own pace, every process reads a copy of
+the table in main memory.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from models.batch import SequenceBatch
+from models.tasks import Retrieval
+from pipelines.errors import RunError
+from pipelines.training.checkpoint import checkpoint_path
+from pipelines.training.optimizers import OptimizerOptions, learning_rate
+from pipelines.training.sparse.managed_table import ManagedTable
+from pipelines.training.sparse.options import EmbeddingOptions
+from pipelines.training.sparse.paged_items import PagedItems, PagedLoss, shard_items
+from pipelines.training.sparse.table_files import load_table, prune_tables, save_table
+from pipelines.training.sparse.torchrec_table import ShardedTable
+from pipelines.training.state import load_best
+from pipelines.training.trainer import Trainer
+
+
+class ShardedTrainer(Trainer):
+    """A training whose item table TorchRec holds.
+
+    Args:
+        task: a retrieval task with its table, which moves out of it.
+        arguments: as :class:`Trainer` takes them.
+        embedding: how the table is spread.
+        optimizer: of the dense layers; its schedule is the table's too.
+        settings: as :class:`Trainer` takes them.
+    """
+
+    task: Retrieval
+
+    def __init__(
+        self,
+        task: Retrieval,
+        *arguments: Any,
+        embedding: EmbeddingOptions,
+        optimizer: OptimizerOptions,
+        **settings: Any,
+    ) -> None:
+        weight = task.item_embedding.weight
+        self.embedding = embedding
+        kind = ManagedTable if embedding.capacity else ShardedTable
+        rows, width = weight.shape
+        self.table = kind(rows, width, embedding, device=weight.device, eps=optimizer.eps)
+        self.items: PagedItems = shard_items(task, self.table)
+        super().__init__(task, *arguments, optimizer=optimizer, **settings)
+        loss: Any = getattr(self.loss, "module", self.loss)
+        loss.__class__ = PagedLoss  # what DDP has wrapped stays the same object
+        self.paged: PagedLoss = loss
+        self.paged.table = self.table
+
+    def update(self, group: list[SequenceBatch]) -> tuple[Tensor, Tensor]:
+        """As ever; the table's learning rate has to be known when its rows are fetched."""
+        lr = learning_rate(self.optimizer_options, self.state.step, self.total_steps, self.epoch_steps)
+        self.paged.lr = lr * self.embedding.lr_scale
+        return super().update(group)
+
+    def hear(self, total: Tensor, count: int) -> tuple[Tensor, int]:
+        """As ever; and the table's update, now that the count is known."""
+        total, count = super().hear(total, count)
+        self.paged.step(1 / max(count, 1))
+        return total, count
+
+    def judge_epoch(self) -> None:
+        """As ever, over a copy of the table."""
+        self.items.weight = self.table.gather()
+        super().judge_epoch()
+
+    def save(self) -> None:
+        """As ever, the table first.
+
+        Raises:
+            RunError: it is not finite, or the disk does not take it.
+        """
+        if not all(self.world.gather(self.table.finite())):
+            raise RunError(
+                "the item table is not finite; the checkpoints before stay",
+                where=f"step {self.state.step}",
+                fix="lower optimizer.lr or embedding.lr_scale, or look with --debug",
+            )
+        save_table(self.table, self.checkpoints, self.state.step, self.world)
+        super().save()
+
+    def put_down(self, random: list[dict[str, Any]]) -> None:
+        """As ever; tables of checkpoints that go, go too."""
+        super().put_down(random)
+        prune_tables(self.checkpoints)
+
+    def restore(self, path: Path) -> None:
+        """As ever, and the table, whoever many wrote it."""
+        super().restore(path)
+        load_table(self.table, path.parent, int(path.name.removeprefix("step-")))
+
+    def load_best(self) -> None:
+        """Put the weights of the best validation into the task, with a copy of all items.
+
+        Raises:
+            RunError: training ended before its first validation.
+        """
+        load_best(self.task, self.checkpoints, self.state, self.world)
+        load_table(self.table, checkpoint_path(self.checkpoints, self.state.best_step).parent, self.state.best_step)
+        self.items.weight = self.table.gather()
