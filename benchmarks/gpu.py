@@ -8,6 +8,8 @@ the data are made up and nothing converges to anything. Every part writes its fi
 * ``front-gpu-kernels``: every kernel path that runs here against the reference in float64, forward and backward, in
   float32 and bfloat16, on odd and on real shapes; the whole model; two equal runs; a resumed run.
 * ``front-gpu-train-speed``: targets per second of the Trainer's step, by kernel path, batch and precision.
+* ``sasrec-gpu-epoch-seconds``: SASRec and TiSASRec: checks, an ML-1M epoch, memory (benchmarks/gpu_sasrec.py).
+* what benchmarks/gpu_hstu.py measures, where it is there.
 * ``gpu-convergence-aware.json`` (or blind), only with a store: the Trainer in the time that is left; what validation
   chose is tested.
 """
@@ -15,131 +17,35 @@ the data are made up and nothing converges to anything. Every part writes its fi
 from __future__ import annotations
 
 import argparse
+import importlib
+import importlib.util
 import json
 import os
-import statistics
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks import gpu_sasrec
+from benchmarks.gpu_bench import LOADER, SEED, Bench, device_name, measure_speed
 from benchmarks.gpu_checks import Check, kernel_checks, model_check, repeat_check, resume_check
-from benchmarks.plain_trainer import plain_trainer
 from benchmarks.result_file import RESULTS, write_result
 from benchmarks.synthetic_store import synthetic_store
-from models.batch import SequenceBatch
 from models.kernels import chosen_paths
 from models.kernels.paths import PATHS, VARIABLE, missing
-from models.ss4rec import SS4Rec, SS4RecOptions
-from pipelines.data.loader import LoaderOptions, cut_windows, training_batches
-from pipelines.data.splits import Split, make_split
+from models.ss4rec import SS4RecOptions
 from pipelines.data.store import SequenceStore
-from pipelines.evaluation.evaluator import Evaluation, evaluate
 from pipelines.evaluation.protocols import get_protocol
 from pipelines.run_folder import commit
 from pipelines.training.guards import GuardOptions
 from pipelines.training.state import load_best
-from pipelines.training.trainer import Trainer, TrainingData, TrainingOptions
+from pipelines.training.trainer import TrainingOptions
 
-SEED = 1
-LOADER = LoaderOptions(max_length=200, windows="all", rows_per_batch=128)  # as configs/runs/ml1m.yaml
-PARTS = ("checks", "speed", "converge")
+PARTS = ("checks", "speed", "sasrec", "hstu", "converge")
 EVALUATION_MARGIN = 45.0  # seconds kept for test and clean-up after a convergence run
-
-
-class Bench:
-    """Device, data and model sizes of this call.
-
-    Args:
-        device: ``cuda`` or ``cpu``.
-        store: the sequences.
-        options: of the model.
-        work: folder for events and checkpoints.
-        loader: how histories are batched.
-    """
-
-    def __init__(
-        self, device: str, store: SequenceStore, options: SS4RecOptions, work: Path, loader: LoaderOptions = LOADER
-    ) -> None:
-        self.device, self.store, self.options, self.work = torch.device(device), store, options, work
-        self.loader = loader
-        self.split: Split = make_split(store, "leave-one-out")
-
-    def data(self, loader: LoaderOptions) -> TrainingData:
-        """Training data cut and batched as ``loader`` says."""
-        windows = cut_windows(self.store, self.split.train, loader.max_length, loader.windows)
-        return TrainingData(self.store, windows, loader, SEED)
-
-    def task(self) -> SS4Rec:
-        """A fresh model with the same weights each time."""
-        torch.manual_seed(SEED)
-        return SS4Rec(self.store.num_items, self.options).to(self.device)
-
-    def trainer(self, name: str, loader: LoaderOptions, **options: Any) -> Trainer:
-        """A trainer of a fresh model."""
-        return plain_trainer(self.task(), self.data(loader), self.work / name, **options)
-
-    def ask(self, task: SS4Rec, part: str, protocol: str) -> Evaluation:
-        """Evaluate on the ``valid`` or ``test`` queries."""
-        queries = getattr(self.split, part)
-        return evaluate(
-            task,
-            self.store,
-            queries,
-            protocol=get_protocol(protocol),
-            max_length=self.loader.max_length,
-            device=self.device,
-            tokens_per_batch=self.loader.tokens_per_batch * (8 if self.device.type == "cuda" else 1),
-        )
-
-
-def synchronise(device: torch.device) -> float:
-    """The time when the device has done all it was asked."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
-def endless(data: TrainingData) -> Iterator[SequenceBatch]:
-    """Batches, epoch after epoch."""
-    epoch = 0
-    while True:
-        yield from training_batches(data.store, data.windows, data.loader, seed=data.seed, epoch=epoch)
-        epoch += 1
-
-
-def measure_speed(bench: Bench, name: str, rows: int, precision: str, seconds: float) -> dict[str, Any]:
-    """Targets per second of one way to train, in steps of ten until ``seconds`` are over; peak memory of the device."""
-    loader = replace(bench.loader, rows_per_batch=rows)
-    trainer = bench.trainer(f"speed-{name}", loader, training=TrainingOptions(precision=precision))
-    batches = endless(trainer.data)
-    trainer.task.train()
-    for _ in range(3):  # compiles and allocates
-        trainer.update([next(batches)])
-    if bench.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    rates: list[float] = []
-    steps, end = 0, time.perf_counter() + seconds
-    while not rates or time.perf_counter() < end:
-        begin, before = synchronise(bench.device), trainer.state.targets
-        for _ in range(10):
-            trainer.update([next(batches)])
-        rates.append((trainer.state.targets - before) / (synchronise(bench.device) - begin))
-        steps += 10
-    per_step = trainer.state.targets / trainer.state.step
-    return {
-        "rows_per_batch": rows,
-        "precision": precision,
-        "targets_per_second": [round(rate) for rate in rates],
-        "median": statistics.median(rates),
-        "steps_per_second": statistics.median(rates) / per_step,
-        "peak_memory_gb": round(torch.cuda.max_memory_allocated() / 1e9, 3) if bench.device.type == "cuda" else None,
-        "steps": steps,
-    }
 
 
 def speed_part(bench: Bench, rows: tuple[int, ...], seconds: float) -> dict[str, dict[str, Any]]:
@@ -267,9 +173,12 @@ def converge(bench: Bench, seconds: float, epochs: int) -> dict[str, Any]:
     }
 
 
-def device_name(device: torch.device) -> str:
-    """The GPU's name, or that there is none."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+def hstu_figures(out: Path) -> None:
+    """HSTU's own figures, from a module that may not be there."""
+    if importlib.util.find_spec("benchmarks.gpu_hstu") is None:
+        print("benchmarks/gpu_hstu.py is not there: no figures of HSTU", flush=True)
+        return
+    importlib.import_module("benchmarks.gpu_hstu").figures(out)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -305,6 +214,10 @@ def main(arguments: list[str] | None = None) -> int:
         if "speed" in options.parts:
             rows, seconds = ((4,), 0.1) if options.quick else ((128, 512, 2048), 5.0)
             report_speed(bench, speed_part(bench, rows, seconds), command, out)
+        if "sasrec" in options.parts:
+            passed = gpu_sasrec.figures(bench, command, out, quick=options.quick) and passed
+        if "hstu" in options.parts and options.device == "cuda":
+            hstu_figures(out)
         left = options.seconds - (time.monotonic() - begin) - EVALUATION_MARGIN
         if options.store and "converge" in options.parts and left > 0:
             found = converge(bench, left, options.epochs)

@@ -6,7 +6,8 @@ usage() {
   cat <<'HELP'
 Usage: benchmarks/gpu.sh [--store FOLDER] [--seconds 540] [OPTION of benchmarks/gpu.py...]
 
-Kernels against the reference, training speed, repeated and resumed runs; with a sequence store also a short training.
+Kernels against the reference, training speed, repeated and resumed runs, an epoch of SASRec and TiSASRec, HSTU's
+figures; with a sequence store also a short training.
 With pytest installed, the tests of the Triton kernels run natively first. Writes JSON files into OUT.
 
 Environment: PYTHON (default python3), RECPOD_STORE (as --store), RECPOD_COMMIT (named in the results where there is no

@@ -13,7 +13,7 @@ from torch import Tensor
 from models.batch import SequenceBatch
 from models.kernels.check import example, largest_error, value_and_gradients
 from models.kernels.paths import PATHS, VARIABLE, KernelPath, missing, takes
-from models.ss4rec import SS4Rec
+from models.tasks import Retrieval
 from pipelines.data.loader import training_batches
 from pipelines.training.checkpoint import checkpoint_path
 from pipelines.training.trainer import Trainer, TrainingData
@@ -21,13 +21,18 @@ from pipelines.training.trainer import Trainer, TrainingData
 # Allowed share of the largest number of the same output or gradient. bfloat16 rounds inputs, output, its gradient and
 # every gradient to 8 bits, 2^-9 each; sums kept in bfloat16 would be off by several percent.
 FLOAT32, BFLOAT16 = 1e-4, 2.0**-6
+_ALLOWED_OF_MODEL, _ROUNDING = 2e-3, 1e-6
 # Rows of one token, empty rows, one more than a chunk, sizes that are no power of two; last: the model's own shape.
 CASES: dict[str, tuple[tuple[tuple[int, ...], int, int], ...]] = {
     "selective_scan": (((1, 9, 17), 20, 32), ((3, 0, 8, 20), 33, 16), ((2, 9), 1, 1), ((200, 33, 129, 200), 128, 32)),
     "diagonal_scan": (((1, 9, 17), 12, 0), ((3, 0, 8, 20), 5, 0), ((2, 9), 1, 0), ((200, 33, 129, 200), 32, 0)),
-    "packed_attention": (((1, 9, 17), 8, 2), ((3, 0, 8, 20), 16, 1), ((7,), 4, 2), ((200, 33, 129, 200), 32, 2)),
     "causal_conv": (((1, 2, 37), 40, 4), ((16, 0, 5), 5, 3), ((7,), 1, 1), ((200, 33, 129, 200), 128, 4)),
 }
+# Of every other operation: channels of a head and heads, or width and streams.
+OTHER_CASES = (((1, 9, 17), 8, 2), ((3, 0, 8, 20), 16, 1), ((7,), 4, 2), ((200, 33, 129, 200), 32, 2))
+# The gradients of the streams' gates are differences of nearly equal sums: computed in float32, they move by up to a
+# third when the gradient that comes in is rounded to 8 bits. That says nothing about a path.
+FLOAT32_ALONE = ("mhc_streams",)
 
 
 @dataclass(frozen=True)
@@ -64,8 +69,10 @@ def kernel_checks(device: str, quick: bool) -> Iterator[Check]:
             if reason := missing(path, device):
                 yield Check(f"{op}/{path.name}", None, reason=reason)
                 continue
-            for lengths, width, states in CASES[op][: 2 if quick else None]:
+            for lengths, width, states in CASES.get(op, OTHER_CASES)[: 2 if quick else None]:
                 for dtype, allowed in ((torch.float32, FLOAT32), (torch.bfloat16, BFLOAT16)):
+                    if dtype == torch.bfloat16 and op in FLOAT32_ALONE:
+                        continue
                     name = (
                         f"{op}/{path.name} {str(dtype).removeprefix('torch.')} {len(lengths)} rows, {width} x {states}"
                     )
@@ -98,19 +105,25 @@ def timed(name: str, allowed: float, error_of: Callable[[], float]) -> Check:
     return Check(name, passed, error, time.perf_counter() - begin, "" if passed else f"allowed {allowed:.0e}")
 
 
-def model_check(build: Callable[[], SS4Rec], data: TrainingData, device: torch.device) -> Check:
+def model_check(build: Callable[[], Retrieval], data: TrainingData, device: torch.device) -> Check:
     """Loss and gradients of the whole model on ``device`` against the reference kernels on the CPU in float64."""
     batch = next(training_batches(data.store, data.windows, data.loader, seed=data.seed, epoch=0))
 
     def error() -> float:
         found = loss_and_gradients(build(), batch, device, None)
         expected = loss_and_gradients(build().double(), batch, torch.device("cpu"), "reference")
-        return largest_error([v.cpu().double() for v in found], expected)
+        # A gradient that is zero but for rounding, as that of a key's bias, is held to the largest of all.
+        least = _ROUNDING * max(float(v.abs().max()) for v in expected)
+        real = [float(v.abs().max()) > least for v in expected]
+        zeros = [float(v.abs().max()) / least for v, kept in zip(found, real, strict=True) if not kept]
+        pairs = [(v.cpu().double(), e) for v, e, kept in zip(found, expected, real, strict=True) if kept]
+        error = largest_error([v for v, _ in pairs], [e for _, e in pairs])
+        return max(error, *(_ALLOWED_OF_MODEL * zero for zero in zeros), 0.0)
 
-    return timed(f"model, loss and gradients of {batch.num_tokens} tokens", 2e-3, error)
+    return timed(f"model, loss and gradients of {batch.num_tokens} tokens", _ALLOWED_OF_MODEL, error)
 
 
-def loss_and_gradients(task: SS4Rec, batch: SequenceBatch, device: torch.device, path: str | None) -> list[Tensor]:
+def loss_and_gradients(task: Retrieval, batch: SequenceBatch, device: torch.device, path: str | None) -> list[Tensor]:
     """The loss, then the gradient of every parameter; dropout off, the loss' products in float32 or wider."""
     before = os.environ.pop(VARIABLE, None)
     if path is not None:

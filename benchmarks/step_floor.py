@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from models.losses.gradients import cpu_multiplies_bfloat16
+from models.sasrec import SASRecOptions
 from models.ss4rec import SS4RecOptions
 
 EXPONENTIAL = 9  # round, two steps of range reduction, a polynomial of degree 5, scale
@@ -26,6 +27,9 @@ SELECTIVE = (1 + EXPONENTIAL + 3) + (1 + EXPONENTIAL + 2 + 9)
 # Diagonal scan, each of [tokens, P], complex. Forward: exponential, sine, cosine, drive, state (8). Backward: likewise.
 DIAGONAL = 2 * (3 * EXPONENTIAL + 8) + 8
 SOFTMAX = EXPONENTIAL + 2  # each of [targets, items]: exponential, sum, gradient
+# Attention weights, each a pair of a query and a key it sees, by head. Forward: maximum, exponential, sum. Backward:
+# the same again (nothing is kept), divide, product with the gradient and its sum, gradient of the score.
+WEIGHTS = (EXPONENTIAL + 2) + (EXPONENTIAL + 2 + 4)
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class StepWork:
     Attributes:
         layer_gemm_flop: products of the layers, float32.
         loss_gemm_flop: products of the loss, in the loss' own dtype.
-        scan_instructions: of scans and convolutions, counted for single elements.
+        scan_instructions: of scans, convolutions and attention weights, counted for single elements.
         softmax_instructions: of the loss beside its products.
         bytes: activations between operations, written once and read once, forward and backward.
     """
@@ -62,6 +66,30 @@ def step_work(options: SS4RecOptions, num_items: int, targets: int) -> StepWork:
         scan_instructions=float(scans * targets),
         softmax_instructions=float(SOFTMAX * num_items * targets),
         bytes=4.0 * widths * targets * 5,  # forward: write, read; backward: read again, write and read its gradient
+    )
+
+
+def attention_step_work(options: SASRecOptions, num_items: int, targets: int, pairs: float) -> StepWork:
+    """The work of one step of SASRec over ``targets`` tokens.
+
+    Args:
+        options: sizes.
+        num_items: items of the catalogue, all of which the loss reads.
+        targets: tokens of a batch.
+        pairs: of a token and one that it sees in its row, itself included.
+    """
+    d, inner, blocks = options.hidden, options.inner, options.blocks
+    products = blocks * (4 * d * d + 2 * d * inner) * targets
+    # q k and weights v forward; backward the scores again and four products: gradients of weights, v, q and k
+    attended = blocks * pairs * d * 7
+    # attention: q, k, v, mixed, projected, norm; feed-forward: inner, activation, output, norm
+    widths = blocks * (6 * d + 2 * inner + 2 * d)
+    return StepWork(
+        layer_gemm_flop=3.0 * 2 * products + 2.0 * attended,
+        loss_gemm_flop=3.0 * 2 * d * num_items * targets,
+        scan_instructions=float(blocks * options.heads * pairs * WEIGHTS),
+        softmax_instructions=float(SOFTMAX * num_items * targets),
+        bytes=4.0 * widths * targets * 5,
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import ml1m, quickstart, resume_kills, train_speed
+from benchmarks import quickstart, resume_kills, train_speed
 from benchmarks.published_formulation import PublishedSS4Rec, prefixes, recursive_scan
 from benchmarks.result_file import RESULTS
 from benchmarks.step_floor import DIAGONAL, SELECTIVE, SOFTMAX, floor, step_work
@@ -19,7 +19,6 @@ from benchmarks.synthetic_store import synthetic_store
 from models.ss4rec import SS4Rec, SS4RecOptions
 from pipelines.data.loader import Windows, cut_windows, gather_batch
 from pipelines.data.splits import make_split
-from pipelines.errors import RunError
 from pipelines.evaluation.results_readme import read_results, tables
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -215,62 +214,3 @@ def test_a_recipe_without_a_gate_is_refused(tmp_path: Path) -> None:
     recipe.write_text(recipe.read_text().replace("times_popularity", "above"))
     with pytest.raises(SystemExit, match="has no gate on NDCG@10 over popularity"):
         quickstart.main(["--seeds", "1", "--recipe", str(recipe), "--out", str(tmp_path)])
-
-
-# --- ML-1M ---
-
-
-def finished_run(folder: Path, query_time: str, hr: float, ndcg: float, model: str = "ss4rec") -> Path:
-    folder.mkdir()
-    test, popularity = {"HR@10": hr, "NDCG@10": ndcg}, {"HR@10": 0.04, "NDCG@10": 0.02}
-    metrics = {
-        "protocol": {"name": "loo-full-masked", "query_time": query_time, "catalogue_items": 3706},
-        "model": {"name": model},
-        "valid": {"HR@10": 0.3, "NDCG@10": 0.19},
-        "test": test,
-        "baselines": {"popularity": popularity},
-        "also": {"loo-full": {"test": {"HR@10": 0.2, "NDCG@10": 0.1}, "popularity": popularity}},
-        "gate": {"passed": False, "checks": []},
-        "training": {"epochs": 40, "ended": "no better NDCG@10 in 10 validations", "seconds": 5400.0},
-    }
-    (folder / "metrics.json").write_text(json.dumps(metrics))
-    return folder
-
-
-def test_ml1m_reports_aware_and_blind_apart(tmp_path: Path) -> None:
-    runs = [
-        finished_run(tmp_path / "blind", "blind", 0.30, 0.17),
-        finished_run(tmp_path / "aware-1", "aware", 0.34, 0.21),
-        finished_run(tmp_path / "aware-2", "aware", 0.36, 0.23),
-    ]
-    ml1m.main([*map(str, runs), "--tried", "7", "--out", str(tmp_path / "out")])
-    found = results(tmp_path / "out")
-    aware, blind = found["front-ml1m-aware"], found["front-ml1m-blind"]
-    assert (aware["value"], aware["met"], blind["value"], blind["met"]) == (0.22, True, 0.17, False)
-    assert (
-        "HR@10 0.3500" in aware["unit"]
-        and "7 configuration(s) tried" in aware["unit"]
-        and "1.50/1.50 h" in aware["unit"]
-    )
-    assert aware["runs"]["configurations_tried"] == 7 and len(aware["runs"]["runs"]) == 2
-    assert aware["target"] == "> 0.2 (and HR@10 > 0.25)" and "model.query_time=blind" in blind["command"]
-
-
-def test_ml1m_needs_both_metrics(tmp_path: Path) -> None:
-    ml1m.main(
-        [str(finished_run(tmp_path / "run", "aware", 0.24, 0.25)), "--tried", "1", "--out", str(tmp_path / "out")]
-    )
-    assert results(tmp_path / "out")["front-ml1m-aware"]["met"] is False
-
-
-def test_each_model_has_its_own_claim_and_targets(tmp_path: Path) -> None:
-    run = finished_run(tmp_path / "run", "blind", 0.31, 0.178, "sasrec")
-    ml1m.main([str(run), "--tried", "1", "--out", str(tmp_path / "out")])
-    found = results(tmp_path / "out")["sasrec-ml1m-blind"]
-    assert found["met"] and found["target"] == "> 0.1779 (and HR@10 > 0.3058)" and "sasrec-ml1m" in found["command"]
-
-
-def test_ml1m_refuses_a_run_that_is_not_evaluated(tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    with pytest.raises(RunError, match="no metrics.json"):
-        ml1m.main([str(tmp_path / "run"), "--tried", "1", "--out", str(tmp_path / "out")])
