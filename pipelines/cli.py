@@ -48,14 +48,18 @@ def _load(recipe: str | Path, sets: list[str] | None, layers: Layered | None = N
 
 
 def _read_recipe(recipe: str | Path, sets: list[str] | None, layers: Layered | None) -> RunConfig:
-    """The configuration of a recipe's name or file; a file in RecBole's keys is translated first."""
-    from pipelines.compat.recbole import is_recbole_config, translate
+    """The configuration of a recipe's name or file; a file in RecBole's keys and a gin file are translated first."""
+    from pipelines.compat.recbole import asked_engine, is_recbole_config, translate
     from pipelines.config import load_config
 
     path = Path(recipe)
+    if path.suffix == ".gin":
+        from pipelines.compat.hstu.translate import load_gin
+
+        return load_gin(path, sets or [], layers)
     if path.suffix not in (".yaml", ".yml") or not is_recbole_config(path):
         return load_config(recipe, sets or [], layers)
-    translated, notes = translate(path)
+    translated, notes = translate(path, asked_engine(sets or [], layers))
     for note in notes:
         print(note, file=sys.stderr)
     return load_config("train", sets or [], layers.over(translated) if layers else translated)
@@ -134,6 +138,9 @@ def run(
 def preflight(
     as_json: Annotated[bool, typer.Option("--json", help="Print the checks as JSON.")] = False,
     dataset: Annotated[str, typer.Option(help="Dataset whose source is asked for.")] = "ml-100k",
+    engine: Annotated[
+        str, typer.Option(help="Who is to train: with recbole, what breaks RecBole is a failure.")
+    ] = "recpod",
     fast: Annotated[
         bool, typer.Option("--fast", help="Only what takes no time, as a container's health check asks.")
     ] = False,
@@ -141,7 +148,7 @@ def preflight(
     """Check versions, kernels, GPU, disk and data source before money is spent."""
     from pipelines.preflight import PreflightOptions, print_checks, run_preflight
 
-    options = PreflightOptions(dataset=dataset)
+    options = PreflightOptions(dataset=dataset, engine=engine)
     if fast:
         from pipelines.health import fast_checks
 
@@ -165,9 +172,9 @@ def fetch(recipe: Recipe, sets: Sets = None) -> int:
 @app.command()
 def prepare(recipe: Recipe, sets: Sets = None) -> int:
     """Make a recipe's sequence store."""
-    from pipelines import stages
+    from pipelines import run_stages
 
-    prepared = stages.prepare(_load(recipe, sets))
+    prepared = run_stages.prepare(_load(recipe, sets))
     store = prepared.store
     _console().print(f"{store.path}: {store.num_users:,} users, {store.num_items:,} items, {store.num_events:,} events")
     return 0
@@ -241,15 +248,16 @@ def estimate(
 @app.command()
 def compare(
     run_a: Annotated[
-        str, typer.Argument(metavar="RUN", help="What is compared against: a folder, or a name in runs/.")
+        str,
+        typer.Argument(metavar="RUN", help="What is compared against: a folder, or a name in runs/; or its seeds."),
     ],
-    run_b: Annotated[str, typer.Argument(metavar="RUN", help="The run in question.")],
+    run_b: Annotated[str, typer.Argument(metavar="RUN", help="The run in question; seeds: a,b or 'mine-seed-*'.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
 ) -> int:
     """Test whether the second of two evaluated runs is better than the first, query by query."""
-    from pipelines.evaluation.compare import compare_runs, find_run
+    from pipelines.evaluation.compare import compare_runs, find_runs
 
-    comparison = compare_runs(find_run(run_a), find_run(run_b))
+    comparison = compare_runs(find_runs(run_a), find_runs(run_b))
     if as_json:
         typer.echo(json.dumps(comparison.as_dict(), indent=2))
     else:
@@ -259,19 +267,21 @@ def compare(
 
 @app.command()
 def leaderboard(
-    recipes: Annotated[list[str], typer.Argument(metavar="RECIPE...", help="Recipes' names or YAML files.")],
+    names: Annotated[list[str], typer.Argument(metavar="RECIPE...", help="Recipes' names or YAML files, or runs.")],
     seeds: Annotated[str, typer.Option(help="Each recipe is run with each: 1,2,3.")] = "1,2,3",
     folder: Annotated[
         Path | None, typer.Option(help="Of the results. Default: benchmarks/results/leaderboard.")
     ] = None,
+    collect: Annotated[bool, typer.Option("--collect", help="Train nothing: take these finished runs.")] = False,
     sets: Sets = None,
 ) -> int:
     """Run recipes x seeds, skip what is finished, and write a table with spread and confidence intervals."""
-    from pipelines.leaderboard import FOLDER, parse_seeds
-    from pipelines.leaderboard import leaderboard as run_all
+    from pipelines import leaderboard as board
 
-    chosen = parse_seeds(seeds)
-    return run_all(recipes, chosen, sets or [], load=_load, folder=folder or FOLDER, console=_console())
+    where, console = folder or board.FOLDER, _console()
+    if collect:
+        return board.collect(names, sets or [], folder=where, console=console)
+    return board.leaderboard(names, board.parse_seeds(seeds), sets or [], load=_load, folder=where, console=console)
 
 
 @config_app.command("show")

@@ -18,15 +18,17 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from models.registry import MODELS
+from models.registry import OPTIONS, RANKING_MODELS
 from pipelines.config_files import CONFIGS, KeyPath, Layered, parse_override, read_yaml
 from pipelines.data.loader import LoaderOptions
 from pipelines.errors import ConfigError, nearest
 from pipelines.evaluation.protocols import get_protocol
+from pipelines.evaluation.ranking import cutoff_of, metric_names
+from pipelines.ranking_config import check_ranking_run
 from pipelines.training.guards import GuardOptions
 from pipelines.training.optimizers import OptimizerOptions
+from pipelines.training.options import TrainingOptions
 from pipelines.training.tracking import TrackingOptions
-from pipelines.training.trainer import TrainingOptions
 
 STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
@@ -60,14 +62,23 @@ class EvaluationConfig(BaseModel):
     model_config = STRICT
 
     protocol: str = "loo-full-masked"
-    """``loo-full``, ``loo-full-masked`` or ``global-time``: see pipelines/evaluation/protocols.py."""
+    """``loo-full``, ``loo-full-masked``, ``users-full``, ``users-full-masked`` or ``global-time``: see
+    pipelines/evaluation/protocols.py. Of a ranking model ``ranking-last`` or ``ranking-users``: see
+    pipelines/evaluation/ranking_protocols.py."""
     ks: tuple[Annotated[int, Field(ge=1)], ...] = (1, 5, 10, 20, 50)
-    """Cut-offs of HR, NDCG and MRR; 10 is always among them."""
+    """Cut-offs of HR, Recall, NDCG and MRR; 10 is always among them, and those that gates and ``training.select``
+    name."""
     also: tuple[str, ...] = ()
     """Further protocols that the chosen checkpoint is reported under; they decide nothing."""
     shuffle_ties: bool = False
     """Report a control as well: events of one user in the same second in random order. What is lost there was learnt
     from the order in which the file holds them."""
+    shuffle_order: bool = False
+    """Report a control as well: each history in random order, targets in their places. What is lost there was learnt
+    from order; a model that reads a history as a bag of items loses nothing."""
+    beyond_accuracy: bool = True
+    """Report what the test queries are shown as well: the share of the catalogue that is in anybody's list, and how
+    popular it is. It takes two to three times what the ranking itself takes, once a run."""
 
 
 class EngineConfig(BaseModel):
@@ -90,7 +101,8 @@ class Gate(BaseModel):
     model_config = STRICT
 
     metric: str
-    """A metric of the protocol, such as ``NDCG@10``."""
+    """``HR``, ``Recall``, ``NDCG`` or ``MRR`` at any cut-off, such as ``NDCG@10``. Of a ranking model ``AUC`` or
+    ``GAUC``, also of one task, such as ``AUC:click``."""
     above: float | None = None
     """The metric must be greater than this."""
     times_popularity: float | None = None
@@ -159,6 +171,17 @@ class RunConfig(BaseModel):
         other = "" if self.engine.name == "recpod" else f"-{self.engine.name}-{self.engine.model}"
         return self.runs / f"{self.name}{other}"
 
+    @property
+    def cutoffs(self) -> tuple[int, ...]:
+        """Every cut-off that is asked for, ascending: the recipe's, 10, and those of its gates and selecting metric."""
+        named = (cutoff_of(metric) for metric in (self.training.select, *(gate.metric for gate in self.gates)))
+        return tuple(sorted({*self.evaluation.ks, 10, *(k for k in named if k is not None)}))
+
+    @property
+    def ranks(self) -> bool:
+        """Whether the model predicts actions (see ranking_stages.py) rather than the next item."""
+        return self.model["name"] in RANKING_MODELS
+
     def model_options(self) -> Any:
         """The model's options as its dataclass."""
         return _model_options(self.model)
@@ -184,13 +207,21 @@ class RunConfig(BaseModel):
         for key in ("item_l2", "decay_rate", "decay_epochs"):  # came later, as below
             if values["optimizer"][key] == getattr(OptimizerOptions, key):
                 del decisive["optimizer"][key]
-        if not values["model"]["loss"].get("exclude_seen"):  # came later too
-            values["model"]["loss"].pop("exclude_seen", None)
+        if self.loader.shuffle:
+            del decisive["loader"]["shuffle"]
+        loss = values["model"].get("loss", {})  # a ranking model has no such options
+        if not loss.get("exclude_seen"):  # came later too
+            loss.pop("exclude_seen", None)
         training = {
             key: values["training"][key] for key in ("accumulate", "grad_clip", "precision", "eval_every", "select")
         }
         if self.optimizer.schedule in ("linear", "cosine"):  # then the number of epochs shapes every learning rate
             training["epochs"] = self.training.epochs
+            if self.training.max_steps:
+                training["max_steps"] = self.training.max_steps
+        for key in ("eval_steps", "valid_queries"):  # came later, as above
+            if values["training"][key]:
+                training[key] = values["training"][key]
         dataset = {key: value for key, value in values["dataset"].items() if key not in ("cache", "gdrive_id")}
         for key in ("timestamp_unit", "options"):  # came later: unset, they must not part a run from its checkpoints
             if not dataset[key]:
@@ -261,16 +292,19 @@ def _check_length(config: RunConfig, layers: Layered) -> None:
 
 def _check_evaluation(config: RunConfig, layers: Layered) -> None:
     """Refuse now what evaluation would refuse after hours of training."""
+    if config.ranks:
+        check_ranking_run(config, layers.origin)
+        return
     chosen = get_protocol(config.evaluation.protocol)
     for name in config.evaluation.also:
         if get_protocol(name).split != chosen.split:
             what = f"protocol '{name}' divides the data otherwise than '{chosen.name}'"
             raise ConfigError(what, where=layers.origin(("evaluation", "also")), fix="set evaluation.also=[]")
-    metrics = [f"{metric}@{k}" for k in sorted({*config.evaluation.ks, 10}) for metric in ("HR", "NDCG", "MRR")]
     named = [("gates", gate.metric) for gate in config.gates] + [("training", config.training.select)]
     for key, metric in named:
-        if metric not in metrics:
-            raise ConfigError(f"unknown metric '{metric}'", where=layers.origin((key,)), fix=nearest(metric, metrics))
+        if cutoff_of(metric) is None:
+            valid = metric_names(config.cutoffs)
+            raise ConfigError(f"unknown metric '{metric}'", where=layers.origin((key,)), fix=nearest(metric, valid))
 
 
 def _with_model_file(layers: Layered) -> Layered:
@@ -281,7 +315,7 @@ def _with_model_file(layers: Layered) -> Layered:
         )
     name, files = model["name"], {path.stem: path for path in (CONFIGS / "models").glob("*.yaml")}
     if name not in files:
-        if name in MODELS:
+        if name in OPTIONS:
             return layers
         where = layers.origin(("model", "name"))
         raise ConfigError(f"unknown model '{name}'", where=where, fix=nearest(name, model_names()))
@@ -293,13 +327,13 @@ def _with_model_file(layers: Layered) -> Layered:
 
 def model_names() -> list[str]:
     """The names a recipe may give a model: shipped model files and model classes."""
-    return sorted({path.stem for path in (CONFIGS / "models").glob("*.yaml")} | set(MODELS))
+    return sorted({path.stem for path in (CONFIGS / "models").glob("*.yaml")} | set(OPTIONS))
 
 
 def _model_options(model: dict[str, Any], layers: Layered | None = None) -> Any:
     layers = layers or Layered()
     values = {key: value for key, value in model.items() if key != "name"}
-    options = MODELS[model["name"]].options
+    options = OPTIONS[model["name"]]
     try:
         return TypeAdapter(options).validate_python(values)
     except ValidationError as error:
@@ -328,7 +362,7 @@ def json_schema() -> dict[str, Any]:
     schema = RunConfig.model_json_schema()
     schema.pop("required", None)  # a file that extends another holds only what differs
     schema["properties"]["extends"] = {"type": "string", "description": "A recipe file, relative to this one."}
-    options = [TypeAdapter(entry.options).json_schema() for entry in MODELS.values()]
+    options = [TypeAdapter(kind).json_schema() for kind in OPTIONS.values()]
     for entry in options:
         schema["$defs"].update(entry.pop("$defs", {}))
         entry.pop("required", None)

@@ -25,8 +25,11 @@ _DECISIVE = (
         for name in ("trainer", "state", "distributed", "optimizers", "checkpoint", "guards")
     ),
     *(f"pipelines/evaluation/{name}.py" for name in ("evaluator", "ranking", "protocols", "sampled", "baselines")),
+    *(f"pipelines/evaluation/{name}.py" for name in ("beyond_accuracy", "shuffled_order")),
+    "pipelines/evaluation/ranking_*.py",
+    "pipelines/ranking_stages.py",
     "pipelines/engines/*.py",
-    *(f"pipelines/{name}.py" for name in ("stages", "gates", "config")),
+    *(f"pipelines/{name}.py" for name in ("stages", "run_evaluation", "gates", "config")),
 )
 
 
@@ -65,6 +68,11 @@ class RunFolder:
     def ranks(self) -> Path:
         """Rank of every test query's target, for significance and slices."""
         return self.path / "ranks.parquet"
+
+    @property
+    def predictions(self) -> Path:
+        """What a ranking run predicted of every test event."""
+        return self.path / "predictions.parquet"
 
     @property
     def report(self) -> Path:

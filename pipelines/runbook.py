@@ -16,8 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
-from models.tasks import Retrieval
-from pipelines import stages
+from pipelines import run_stages, stages
 from pipelines.config import RunConfig, to_yaml
 from pipelines.errors import ConfigError, RecPodError, RunError
 from pipelines.evaluation.report import results_table, write_report
@@ -71,7 +70,7 @@ def run(config: RunConfig, choices: RunChoices, console: Console) -> int:
     with session(config, choices, console) as here:
         task, state = here.train()
         console.print(f"training ended: {state.finished}")
-        metrics = stages.evaluate_run(config, here.prepared, task, state, here.folder)
+        metrics = run_stages.evaluate_run(config, here.prepared, task, state, here.folder)
         here.log.summary({f"test/{key}": value for key, value in metrics["test"].items()})
     return world.on_first(lambda: finish(config, here.folder, metrics, console))
 
@@ -88,8 +87,8 @@ def evaluate_only(config: RunConfig, console: Console) -> int:
     with contextlib.ExitStack() as held:
         world.on_first(lambda: held.enter_context(folder.lock()))
         prepared = prepare_everywhere(config, world)
-        task, state = stages.best_task(config, prepared, folder)
-        metrics = stages.evaluate_run(config, prepared, task, state, folder)
+        task, state = run_stages.best_task(config, prepared, folder)
+        metrics = run_stages.evaluate_run(config, prepared, task, state, folder)
     return world.on_first(lambda: finish(config, folder, metrics, console))
 
 
@@ -105,11 +104,11 @@ class Session:
     resume: Path | None
     provenance: dict[str, str]
 
-    def train(self) -> tuple[Retrieval, TrainState]:
+    def train(self) -> tuple[run_stages.Task, TrainState]:
         """Train or go on; the task has the weights of the best validation."""
         watched = self.config.debug and this_world().first  # gradients are the same in all processes
         watch = DebugWatch(self.folder.path / "debug", write=self.log.write) if watched else None
-        return stages.train(
+        return run_stages.train(
             self.config,
             self.prepared,
             self.folder,
@@ -147,7 +146,7 @@ def prepare_everywhere(config: RunConfig, world: World) -> stages.Prepared:
     Raises:
         RunError: nodes have different data.
     """
-    prepared = world.in_turn(lambda: stages.prepare(config))
+    prepared = world.in_turn(lambda: run_stages.prepare(config))
     if len(set(world.gather(stages.run_identity(config, prepared)))) > 1:
         fix = "give all nodes the same recipe, files and code"
         raise RunError("the nodes have different data or another configuration", where=config.name, fix=fix)
@@ -211,6 +210,7 @@ def check_machine(config: RunConfig, console: Console) -> None:
         spec=stages.dataset_spec(config),
         cache=config.dataset.cache,
         wandb=config.tracking.wandb != "off",
+        engine=config.engine.name,
     )
     require_preflight(options, console)
 

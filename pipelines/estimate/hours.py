@@ -222,7 +222,7 @@ def find_hours(config: RunConfig, volume: Volume, rates: Rates) -> Hours:
     passes = -(-training.epochs // training.eval_every)
     one = rates.encode.plus(rates.rank).times(volume.queries)
     validation = one.plus(exactly(rates.save))
-    others = len(evaluation.also) + evaluation.shuffle_ties
+    others = len(evaluation.also) + evaluation.shuffle_ties + evaluation.shuffle_order
     closing = one.times(2 + others).plus(rates.rank.times(volume.queries * (1 + others)))  # the model's, popularity's
     epoch = rates.target.times(volume.targets)
     start = exactly(rates.startup)

@@ -75,6 +75,31 @@ class Rectangles:
 
 
 @dataclass(frozen=True)
+class Strips:
+    """Compiled interval attention's working memory: no pairs, but the tables by head and sums of their gradients.
+
+    Attributes:
+        runs: of rows, at most, whose sums are made apart.
+        tables: bytes of both tables by head.
+        held: bytes a token alive beside them without gradients.
+        beside: bytes a token that the rest of the backward pass adds meanwhile to what is then still kept.
+    """
+
+    runs: int
+    tables: int
+    held: float
+    beside: float
+
+    def encode(self, tokens: int, longest: int) -> float:
+        """Bytes without gradients."""
+        return self.held * tokens + self.tables
+
+    def backward(self, tokens: int, longest: int) -> float:
+        """Bytes that the backward pass adds: the sums of each run, and those of all."""
+        return self.beside * tokens + (min(self.runs, math.ceil(tokens / longest)) + 1) * self.tables
+
+
+@dataclass(frozen=True)
 class LayerWork:
     """What the layers cost a token, the loss apart.
 
@@ -93,7 +118,8 @@ class LayerWork:
         saved_pair: bytes kept for each pair of tokens of a row (``l^2`` of a row of ``l``).
         saved_fixed: bytes kept whatever the batch.
         streamed: bytes that a token moves besides what is kept for it alone, forward and backward.
-        rectangles: what lives for a few rows at a time, see :class:`Rectangles`.
+        working: interval attention's working memory, see :class:`Rectangles` and :class:`Strips`.
+        item_tables: copies of the item table that the loss scores against instead of the table itself.
     """
 
     parameters: int
@@ -109,7 +135,8 @@ class LayerWork:
     saved_pair: float = 0.0
     saved_fixed: float = 0.0
     streamed: float = 0.0
-    rectangles: Rectangles | None = None
+    working: Rectangles | Strips | None = None
+    item_tables: float = 0.0
 
 
 CountLayers = Callable[[Any, float, Formats], LayerWork]

@@ -132,13 +132,14 @@ class MemoryModel:
         buckets = self.weights if self.gpus > 1 else 0  # DistributedDataParallel's own copy of all gradients
         earlier = self.weights if self.config.training.accumulate > 1 else 0  # gradients of the batches before
         kept = self.activations(rows, tokens)
-        forward = kept + 4 * self.work.hidden * tokens + loss.computing
+        copies = math.ceil(layers.item_tables * table)  # of the item table as the loss reads it
+        forward = kept + 4 * self.work.hidden * tokens + loss.computing + copies
         grown = layers.backward * tokens + layers.backward_row * rows + layers.backward_fixed
-        if layers.rectangles is not None:
-            grown = max(grown, layers.rectangles.backward(tokens, self.volume.longest))
+        if layers.working is not None:
+            grown = max(grown, layers.working.backward(tokens, self.volume.longest))
         # the gradient of the states is used up when the last layer's own are there
         backward = kept + loss.left - 4 * self.work.hidden * tokens + math.ceil(grown)
-        end = self.weights + 2 * table
+        end = self.weights + 2 * table + copies  # the gradient passes through what made the copy
         return lasting + buckets + earlier + max(forward, backward, end)
 
     def evaluation_peak(self, tokens_per_batch: int) -> int:
@@ -147,8 +148,8 @@ class MemoryModel:
         tokens = min(volume.query_tokens, tokens_per_batch + volume.longest)
         layers = self.work.layers
         encode = layers.encode * tokens
-        if layers.rectangles is not None:
-            encode = max(encode, layers.rectangles.encode(tokens, self.config.loader.max_length))
+        if layers.working is not None:
+            encode = max(encode, layers.working.encode(tokens, self.config.loader.max_length))
         together = min(volume.queries, RANKED_TOGETHER + tokens)
         queries, items = (4096, 64 * _LANE) if cuda else (1024, 16 * _LANE)
         cells = min(queries, together) * min(items, volume.items)

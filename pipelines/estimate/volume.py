@@ -75,8 +75,11 @@ def find_volume(config: RunConfig) -> Volume:
     """The volume of a run: from its prepared store when there is one, else from the dataset's published counts.
 
     Raises:
-        ConfigError: neither is there, or the counts cannot answer for this recipe.
+        ConfigError: neither is there, the counts cannot answer for this recipe, or its model ranks.
     """
+    if config.ranks:
+        what = f"what a run of '{config.model['name']}' costs is not counted yet"
+        raise ConfigError(what, where="model.name", fix="run it for one epoch and look at its events.jsonl")
     spec = stages.dataset_spec(config)
     store = find_store(spec, config.dataset.cache or data_folder())
     if store is not None:

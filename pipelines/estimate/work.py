@@ -23,6 +23,7 @@ from models.ss4rec import SS4RecOptions
 from pipelines.config import RunConfig
 from pipelines.errors import ConfigError, nearest
 from pipelines.estimate.attention_layers import sasrec_layers, tisasrec_layers
+from pipelines.estimate.hstu_layers import hstu_layers
 from pipelines.estimate.layer_work import CountLayers, Formats, LayerWork
 
 PASSES = 5  # over what is kept: written and read forward, read again backward, its gradient written and read
@@ -99,7 +100,12 @@ def _backward(options: SS4RecOptions, formats: Formats, mamba: bool) -> tuple[fl
     return grown - gone, parameters, 0.0
 
 
-LAYERS: dict[str, CountLayers] = {"ss4rec": ss4rec_layers, "sasrec": sasrec_layers, "tisasrec": tisasrec_layers}
+LAYERS: dict[str, CountLayers] = {
+    "hstu": hstu_layers,
+    "ss4rec": ss4rec_layers,
+    "sasrec": sasrec_layers,
+    "tisasrec": tisasrec_layers,
+}
 
 
 @dataclass(frozen=True)

@@ -179,10 +179,11 @@ def test_a_stop_before_training_leaves_with_75(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "bad",
     [
-        "gates=[{metric: HR@7, above: 0.1}]",
+        "gates=[{metric: HR@0, above: 0.1}]",
         "evaluation.also=[loo-ful]",
         "evaluation.protocol=global-time",
-        "training.select=NDCG@11",
+        "training.select=NDGC@10",
+        "training.select=Coverage@10",
         "evaluation.ks=[0]",
         "training.grad_clip=-1",
         "optimizer.lr=.nan",

@@ -38,10 +38,14 @@ def test_a_history_longer_than_the_model_s_positions_is_refused_before_training(
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "models").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_model_file_builds_its_model(path: Path) -> None:
-    from models.registry import build_model
+    from models.ranking import RankingData
+    from models.registry import RANKING_MODELS, build_model, build_ranking
 
-    config = load_config("quickstart", [f"model={{name: {path.stem}}}"])
-    assert build_model(config.model["name"], 10, config.model_options()).num_items == 10
+    ranks = read_yaml(path).values["name"] in RANKING_MODELS
+    config = load_config("ranking-ml1m" if ranks else "quickstart", [f"model={{name: {path.stem}}}"])
+    name, options = config.model["name"], config.model_options()
+    data = RankingData("classes", tuple("12345"))
+    assert (build_ranking(name, 10, options, data) if ranks else build_model(name, 10, options)).num_items == 10
 
 
 def test_the_official_model_is_the_papers_and_ss4rec_differs_where_it_says() -> None:
@@ -127,10 +131,23 @@ def test_identity_follows_what_decides_the_weights() -> None:
         "training.epochs=99",
         "tracking.wandb=off",
         "debug=true",
+        "evaluation.shuffle_order=true",
+        "evaluation.beyond_accuracy=false",
+        "evaluation.ks=[3]",
+        "gates=[{metric: Recall@7, above: 0}]",
     ]
     other = ["seed=2", "model.hidden=32", "optimizer.lr=1", "loader.max_length=3", "dataset.min_rating=4"]
     assert {identity(override) for override in same} == {identity()}
     assert len({identity(override) for override in other} | {identity()}) == len(other) + 1
+
+
+def test_gates_and_the_selecting_metric_bring_their_cut_offs() -> None:
+    gates = "gates=[{metric: Recall@7, above: 0.1}, {metric: MRR@200, above: 0.1}]"
+    config = load_config("quickstart", ["evaluation.ks=[5]", "training.select=HR@33", gates])
+    assert config.cutoffs == (5, 7, 10, 33, 200)
+    assert load_config("quickstart").cutoffs == (1, 5, 10, 20, 50)
+    with pytest.raises(ConfigError, match="unknown metric 'Recal@10'. did you mean 'Recall@10'"):
+        load_config("quickstart", ["training.select=Recal@10"])
 
 
 def test_every_field_has_a_description() -> None:

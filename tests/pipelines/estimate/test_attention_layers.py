@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from models.batch import SequenceBatch
-from models.layers import interval_attention
+from models.kernels.interval_attention import interval_attention, vectorised
 from models.losses import LossOptions
 from models.registry import MODELS, build_model
 from models.sasrec import SASRecOptions
@@ -26,6 +26,7 @@ from pipelines.estimate.work import Work, find_work
 from tests.models.conftest import random_batch
 
 ITEMS, LENGTH = 300, 64
+COUNTED = "mhc_streams=torch,interval_attention=torch"  # torch's counters see nothing of compiled code
 FORMS: tuple[dict[str, Any], ...] = (
     {},
     {"mhc": True},
@@ -37,6 +38,11 @@ FORMS: tuple[dict[str, Any], ...] = (
 )
 every_form = pytest.mark.parametrize("form", FORMS, ids=lambda form: " ".join(f"{k}={v}" for k, v in form.items()))
 both = pytest.mark.parametrize("name", ["sasrec", "tisasrec"])
+
+
+@pytest.fixture(autouse=True)
+def _counted_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RECPOD_KERNELS", COUNTED)
 
 
 def make(name: str, form: Mapping[str, Any], **more: Any) -> tuple[SASRecOptions, Retrieval]:
@@ -88,7 +94,7 @@ def test_attention_of_sasrec_is_the_causal_half_with_the_scores_again(
     shape = 1, options.heads, LENGTH, options.hidden // options.heads
     fused = sdpa_flop_count(shape, shape, shape) + sdpa_backward_flop_count(shape, shape, shape, shape)
     assert work.layers.attention_flops == pytest.approx(options.blocks * half * fused / LENGTH, rel=1e-12)
-    monkeypatch.setenv("RECPOD_KERNELS", "packed_attention=torch")
+    monkeypatch.setenv("RECPOD_KERNELS", f"packed_attention=torch,{COUNTED}")
     with sdpa_kernel(SDPBackend.MATH):
         square = counted_flops(model, rows_of(4)) - 3 * work.layers.product_flops - work.loss_flops
     assert work.layers.attention_flops * 6 / 7 == pytest.approx(half * square, rel=1e-12)
@@ -186,9 +192,7 @@ def test_passes_over_rectangles_are_those_of_real_ones(heads: int) -> None:
     batch = rows_of(4, length)
     by_pair, by_bucket = (Moved((length, size)) for size in (length, span + 1))
     with by_pair, by_bucket:
-        out = interval_attention.interval_attention(
-            q, k, v, keys, values, batch.timestamps, batch.offsets, unit=None, dropout=0.2
-        )
+        out = interval_attention(q, k, v, keys, values, batch.timestamps, batch.offsets, unit=None, dropout=0.2)
         out.sum().backward()  # type: ignore[no-untyped-call]
     layers = attention_layers
     pairs = (layers.PAIR_PASSES * heads + layers.SHARED_PASSES) * length
@@ -207,4 +211,4 @@ def test_the_passes_are_part_of_what_moves() -> None:
 def test_sizes_are_those_of_the_kernels() -> None:
     simd = pytest.importorskip("models.kernels.simd")
     assert simd.LANES == attention_layers.LANES
-    assert interval_attention._NUMBERS_AT_A_TIME == attention_layers.RECTANGLE
+    assert vectorised.NUMBERS_AT_A_TIME == attention_layers.RECTANGLE

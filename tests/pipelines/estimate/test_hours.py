@@ -66,8 +66,9 @@ def test_a_measured_run_is_the_sum_of_its_parts(config: RunConfig) -> None:
     assert found.dollars(hours.total.middle) == pytest.approx(hours.total.middle / 1000)
 
 
-def test_further_protocols_and_controls_are_evaluations_too(tiny: Path, config: RunConfig) -> None:
-    more = tiny_config(tiny, "evaluation.also=[loo-full]", "evaluation.shuffle_ties=true")
+@pytest.mark.parametrize("control", ["shuffle_ties", "shuffle_order"])
+def test_further_protocols_and_controls_are_evaluations_too(tiny: Path, config: RunConfig, control: str) -> None:
+    more = tiny_config(tiny, "evaluation.also=[loo-full]", f"evaluation.{control}=true")
     files = [file_of(this_cpu(), measurement(config))]
     plain, longer = (hours_of(forecast(c, this_cpu(), files)) for c in (config, more))
     one_pass = 60 * (1 / 100 + 1 / 200)

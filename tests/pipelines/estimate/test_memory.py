@@ -36,6 +36,9 @@ RECIPES = (
     ["loader.rows_per_batch=32", "model=tisasrec", "model.dropout=0", "model.norm=post", "model.blocks=1"],
     ["loader.rows_per_batch=2", "model=tisasrec", "model.time_span=20", "training.precision=bfloat16"],
     ["loader.rows_per_batch=16", "model=tisasrec-mhc"],
+    ["loader.rows_per_batch=32", "model=hstu"],
+    ["loader.rows_per_batch=16", "model=hstu", "model.heads=2", "model.blocks=4", "model.recompute_silu=true"],
+    ["loader.rows_per_batch=2", "model=hstu", "model.similarity=dot", "training.precision=bfloat16"],
 )
 
 

@@ -129,7 +129,7 @@ def test_negatives_have_the_losses_own_defaults() -> None:
 
 
 def test_only_real_models_are_counted() -> None:
-    assert {"ss4rec", "sasrec", "tisasrec"} <= set(LAYERS) <= set(MODELS)
+    assert {"hstu", "ss4rec", "sasrec", "tisasrec"} <= set(LAYERS) <= set(MODELS)
 
 
 def test_what_is_quadratic_in_length_gets_the_length(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
