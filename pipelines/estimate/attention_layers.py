@@ -55,7 +55,8 @@ def sasrec_layers(options: SASRecOptions, shared_length: float, formats: Formats
     d, heads = s.d, options.heads
     if s.cpu:
         padded, copies = s.padded, s.padded > d
-        attention = WIDE * 3 * padded + s.narrow * d
+        flat = s.narrow * d if s.mixed or heads > 1 else WIDE * padded  # of one head it is a view of the padded output
+        attention = WIDE * 3 * padded + flat
         widest = 3 * d + padded + max(3 * padded * copies, d + d * copies)
     else:
         gathered = options.dropout > 0 or not s.mixed
@@ -156,18 +157,17 @@ def _rectangles(options: TiSASRecOptions, s: Sizes) -> Rectangles:
 def _attending(options: TiSASRecOptions, s: Sizes) -> float:
     """What the last block's attention adds while its gradients are computed, its working memory apart.
 
-    Gradients of the residual, the output, q, k, v, and of the streams (twice with torch); gone by then is what came
-    after it.
+    Gradients of the residual, the output (padded: a copy), q, k, v, and of the streams (twice with torch; compiled,
+    those of the routes take the routes' place); gone by then is what came after it, and the output.
     """
     d, calls = s.d, 2 if options.activation == "swiglu" else 1
-    grown = (
-        WIDE * (2 * d + 3 * s.padded + (s.padded if s.padded > d else 0)) if s.strips else (3 * WIDE + 2 * s.narrow) * d
-    )
+    copy = s.padded if s.padded > d else 0
+    grown = WIDE * (2 * d + 3 * s.padded + copy) if s.strips else (3 * WIDE + 2 * s.narrow) * d
     gone = s.norm + _feed_forward(options, s)
     if options.mhc:
-        written = WIDE * (s.columns if s.fused else 0) if s.fused else s.narrow * d
-        streams = WIDE * s.n * s.columns * (1 if s.fused else 2) + (WIDE * s.held_routes if s.fused else 0)
-        return float(grown + streams - gone - written - connection_kept(options, s) - read_kept(options, s, calls))
+        output, gradients = (WIDE * s.columns, 1) if s.fused else (s.narrow * d, 2)
+        grown += gradients * WIDE * s.n * s.columns
+        return float(grown - gone - output - connection_kept(options, s) - read_kept(options, s, calls))
     norms = 2 * s.norm if options.norm == "post" else 0
     return float(grown - gone - norms - _around(options, s, calls))
 

@@ -1,6 +1,7 @@
 """Sizes that all parts of the attention models need, and which of the kernels' paths they are counted for.
 
-The paths are those that this machine takes (``RECPOD_KERNELS`` included): compiled ones run on a CPU alone.
+Dropout, hyper-connections and interval attention count as this machine runs them (``RECPOD_KERNELS`` included):
+compiled on a CPU that has numba, else with torch. SASRec's attention on a CPU is always counted as compiled.
 """
 
 from __future__ import annotations

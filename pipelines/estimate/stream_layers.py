@@ -83,8 +83,8 @@ def streams_encode(options: SASRecOptions, s: Sizes, hidden: int) -> list[int]:
     routes = WIDE * s.held_routes
     feed_forward = 2 * streams + WIDE * (2 * s.columns + hidden * s.inner) + normed + routes
     if s.fused:
-        copies = 4 if s.columns > d else 3
-        return [feed_forward, copies * streams + WIDE * 2 * s.columns + normed + routes]
+        padded = streams + WIDE * d if s.columns > d else 0  # copies of the streams and of the output
+        return [feed_forward, 3 * streams + padded + WIDE * 2 * s.columns + normed + routes]
     write = 5 * streams + 2 * WIDE * d + normed + routes
     sinkhorn = 2 * streams + 2 * routes + WIDE * (2 * n**2 + 2 * options.mhc_sinkhorn_iterations * n)
     return [feed_forward, write, max(sinkhorn, 4 * streams)]

@@ -15,12 +15,12 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from models.batch import SequenceBatch
-from models.kernels.interval_attention import interval_attention, vectorised
+from models.kernels.interval_attention import interval_attention, interval_buckets, vectorised
 from models.losses import LossOptions
 from models.registry import MODELS, build_model
 from models.sasrec import SASRecOptions
 from models.tasks import Retrieval
-from pipelines.estimate import attention_layers
+from pipelines.estimate import attention_layers, layer_sizes
 from pipelines.estimate.layer_work import Formats
 from pipelines.estimate.work import Work, find_work
 from tests.models.conftest import random_batch
@@ -35,9 +35,12 @@ FORMS: tuple[dict[str, Any], ...] = (
     {"norm": "query", "mhc": True, "mhc_expansion_rate": 2, "heads": 4, "hidden": 32},
     {"dropout": 0.0, "norm": "post", "mhc": True, "mhc_sinkhorn_iterations": 7, "activation": "swiglu"},
     {"dropout": 0.0, "norm": "pre", "scale_embedding": False},
+    {"norm": "post", "mhc": True, "mhc_expansion_rate": 3, "hidden": 40, "heads": 1},  # all of it padded
 )
 every_form = pytest.mark.parametrize("form", FORMS, ids=lambda form: " ".join(f"{k}={v}" for k, v in form.items()))
 both = pytest.mark.parametrize("name", ["sasrec", "tisasrec"])
+# The machine's own paths, torch's with this machine's dropout, and a machine without a compiler, attention apart.
+PATHS = {"own": "", "torch": COUNTED, "drawn": f"dropout=torch,{COUNTED}"}
 
 
 @pytest.fixture(autouse=True)
@@ -110,6 +113,47 @@ def test_flops_of_tisasrec_are_those_that_torch_counts(form: dict[str, Any], spa
     assert counted == pytest.approx(3 * layers.product_flops + layers.attention_flops + work.loss_flops, rel=1e-12)
 
 
+@pytest.mark.parametrize("span", [20, 256])
+def test_compiled_interval_attention_is_the_causal_half_with_the_scores_again(
+    span: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what torch counts of the plain square (6 products a pair and 6 an interval, none again) for two spans."""
+    pytest.importorskip("numba")
+    monkeypatch.setenv("RECPOD_KERNELS", "")
+    options, _ = make("tisasrec", {}, time_span=span)
+    few, many = (_plain_interval_flops(options, buckets) for buckets in (11, 12))
+    an_interval, half = many - few, (LENGTH + 1) / (2 * LENGTH)
+    once = (few - 11 * an_interval) * half + an_interval * (span + 1)
+    found = work_of("tisasrec", options, Formats("cpu", 4, 4)).layers.attention_flops
+    assert found == pytest.approx(options.blocks * once * 7 / 6, rel=1e-12)
+
+
+def _plain_interval_flops(options: SASRecOptions, buckets: int) -> float:
+    """Of a token and block, forward and backward, nothing computed again."""
+    heads, width = options.heads, options.hidden // options.heads
+    q, k, v = (torch.randn(LENGTH, heads, width, requires_grad=True) for _ in range(3))
+    keys, values = (torch.randn(buckets, heads, width, requires_grad=True) for _ in range(2))
+    index = torch.arange(LENGTH)[None]
+    apart = interval_buckets(index, buckets - 1, "second")
+    with FlopCounterMode(display=False) as counter:
+        vectorised._rectangle(q, k, v, keys, values, index, apart, 0.0).sum().backward()  # type: ignore[no-untyped-call]
+    return counter.get_total_flops() / LENGTH
+
+
+def test_what_compiled_streams_compute_again_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sinkhorn's rounds a fourth time, and before a LayerNorm the mix."""
+    pytest.importorskip("numba")
+    for norm, mixes in (("post", 1), ("pre", 0)):
+        monkeypatch.setenv("RECPOD_KERNELS", "")
+        options, _ = make("sasrec", {"mhc": True, "norm": norm})
+        compiled = work_of("sasrec", options, Formats("cpu", 4, 4)).layers
+        monkeypatch.setenv("RECPOD_KERNELS", COUNTED)
+        plain = work_of("sasrec", options, Formats("cpu", 4, 4)).layers
+        assert 3 * compiled.scan_flops == pytest.approx(4 * plain.scan_flops)
+        again = mixes * 2 * options.blocks * 2 * options.mhc_expansion_rate**2 * options.hidden
+        assert 3 * (compiled.product_flops - plain.product_flops) == pytest.approx(again)
+
+
 @both
 def test_attention_is_quadratic_in_the_shared_length(name: str) -> None:
     options, _ = make(name, {})
@@ -145,8 +189,12 @@ def counted_bytes(work: Work, batch: SequenceBatch) -> float:
 @both
 @every_form
 @pytest.mark.parametrize("narrow", [4, 2])
-def test_bytes_kept_are_those_that_autograd_keeps(name: str, form: dict[str, Any], narrow: int) -> None:
+@pytest.mark.parametrize("paths", PATHS)
+def test_bytes_kept_are_those_that_autograd_keeps(
+    paths: str, name: str, form: dict[str, Any], narrow: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Within 0.1%, and 1% under autocast, which keeps casts of weights too."""
+    monkeypatch.setenv("RECPOD_KERNELS", PATHS[paths])
     options, model = make(name, form)
     batch = rows_of(128)
     counted = counted_bytes(work_of(name, options, Formats("cpu", narrow, 4)), batch)
@@ -158,7 +206,7 @@ def test_bytes_kept_of_rectangles_are_those_of_a_gpu_without_dropout(
     form: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The path that a GPU takes in float32, run on the CPU: dropout's masks, of other types there, are left away."""
-    monkeypatch.setenv("RECPOD_KERNELS", "packed_attention=torch")
+    monkeypatch.setenv("RECPOD_KERNELS", f"packed_attention=torch,{COUNTED}")
     options, model = make("sasrec", form, dropout=0.0)
     batch = rows_of(64)
     counted = counted_bytes(work_of("sasrec", options, Formats("cuda", 4, 4)), batch)
@@ -210,5 +258,6 @@ def test_the_passes_are_part_of_what_moves() -> None:
 
 def test_sizes_are_those_of_the_kernels() -> None:
     simd = pytest.importorskip("models.kernels.simd")
-    assert simd.LANES == attention_layers.LANES
+    cpu = pytest.importorskip("models.kernels.interval_attention.cpu")
+    assert simd.LANES == layer_sizes.LANES and cpu.GROUPS == attention_layers.RUNS
     assert vectorised.NUMBERS_AT_A_TIME == attention_layers.RECTANGLE

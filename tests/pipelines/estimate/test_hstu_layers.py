@@ -73,8 +73,12 @@ def test_attention_is_the_causal_half_with_the_scores_again(form: dict[str, Any]
 
 @every_form
 @pytest.mark.parametrize("narrow", [4, 2])
-def test_bytes_kept_are_those_alive_between_the_passes(form: dict[str, Any], narrow: int) -> None:
+@pytest.mark.parametrize("kernels", ["", "dropout=torch"])
+def test_bytes_kept_are_those_alive_between_the_passes(
+    kernels: str, form: dict[str, Any], narrow: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Within 1%, 2% under autocast, which keeps casts of weights too."""
+    monkeypatch.setenv("RECPOD_KERNELS", kernels)
     options, model = make(form)
     batch = random_batch([LENGTH] * 128, ITEMS)
     known = [*model.parameters(), *(v for v in vars(batch).values() if isinstance(v, torch.Tensor))]

@@ -36,6 +36,7 @@ RECIPES = (
     ["loader.rows_per_batch=32", "model=tisasrec", "model.dropout=0", "model.norm=post", "model.blocks=1"],
     ["loader.rows_per_batch=2", "model=tisasrec", "model.time_span=20", "training.precision=bfloat16"],
     ["loader.rows_per_batch=16", "model=tisasrec-mhc"],
+    ["loader.rows_per_batch=16", "model=tisasrec-mhc", "model.hidden=40", "model.norm=post"],  # all of it padded
     ["loader.rows_per_batch=32", "model=hstu"],
     ["loader.rows_per_batch=16", "model=hstu", "model.heads=2", "model.blocks=4", "model.recompute_silu=true"],
     ["loader.rows_per_batch=2", "model=hstu", "model.similarity=dot", "training.precision=bfloat16"],
@@ -62,6 +63,22 @@ def heaviest_batch(store: SequenceStore, windows: Windows, count: int, tokens: i
     order = torch.from_numpy(-windows.lengths).argsort(stable=True).numpy()[:count]
     chosen = list(itertools.takewhile(lambda n: windows.lengths[order[:n]].sum() <= tokens, range(1, count + 1)))
     return gather_batch(store, windows.take(order[: len(chosen)]))
+
+
+TORCH = "mhc_streams=torch,interval_attention=torch"  # a machine without a compiler, attention and scans apart
+UNCOMPILED = (
+    ["loader.rows_per_batch=16", "model=sasrec-mhc"],
+    ["loader.rows_per_batch=32", "model=tisasrec"],
+    ["loader.rows_per_batch=16", "model=tisasrec-mhc"],
+)
+
+
+@pytest.mark.parametrize("sets", UNCOMPILED, ids=" ".join)
+def test_the_peak_of_training_with_torch_alone(
+    sets: list[str], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RECPOD_KERNELS", TORCH)
+    test_the_peak_of_training_is_that_of_real_updates(sets, data, tmp_path)
 
 
 @pytest.mark.parametrize("sets", RECIPES, ids=" ".join)
@@ -95,6 +112,8 @@ ASKED = (
     ["model=sasrec-mhc"],
     ["model=tisasrec"],
     ["model=tisasrec-mhc"],
+    ["model=sasrec-mhc", "model.hidden=40"],
+    ["model=tisasrec", "model.hidden=40", "model.norm=post"],
 )
 
 
