@@ -80,6 +80,8 @@ class SASRecOptions:
             raise ValueError(f"dropout: {self.dropout} is not in [0, 1)")
         if self.mhc_expansion_rate < 2:
             raise ValueError(f"mhc_expansion_rate: {self.mhc_expansion_rate} is less than 2")
+        if not math.isfinite(self.mhc_init_gate):
+            raise ValueError(f"mhc_init_gate: {self.mhc_init_gate} is not finite")
         for key, valid in (("norm", Norm), ("activation", Activation), ("positions", CountedFrom)):
             if getattr(self, key) not in get_args(valid):
                 raise ValueError(f"{key}: '{getattr(self, key)}' is not one of {', '.join(get_args(valid))}")

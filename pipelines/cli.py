@@ -268,7 +268,7 @@ def compare(
 @app.command()
 def leaderboard(
     names: Annotated[list[str], typer.Argument(metavar="RECIPE...", help="Recipes' names or YAML files, or runs.")],
-    seeds: Annotated[str, typer.Option(help="Each recipe is run with each: 1,2,3.")] = "1,2,3",
+    seeds: Annotated[str | None, typer.Option(help="Each recipe is run with each. Default: 1,2,3.")] = None,
     folder: Annotated[
         Path | None, typer.Option(help="Of the results. Default: benchmarks/results/leaderboard.")
     ] = None,
@@ -280,8 +280,9 @@ def leaderboard(
 
     where, console = folder or board.FOLDER, _console()
     if collect:
-        return board.collect(names, sets or [], folder=where, console=console)
-    return board.leaderboard(names, board.parse_seeds(seeds), sets or [], load=_load, folder=where, console=console)
+        return board.collect(names, sets or [], seeds=seeds, folder=where, console=console)
+    each = board.parse_seeds(board.SEEDS if seeds is None else seeds)
+    return board.leaderboard(names, each, sets or [], load=_load, folder=where, console=console)
 
 
 @config_app.command("show")

@@ -6,11 +6,8 @@ Options are plain dataclasses beside the code that uses them and own their defau
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-import types
-import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,7 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from models.registry import OPTIONS, RANKING_MODELS
 from pipelines.config_files import CONFIGS, KeyPath, Layered, parse_override, read_yaml
+from pipelines.config_keys import valid_keys
 from pipelines.data.loader import LoaderOptions
+from pipelines.engines.recbole_unused import as_used, refuse_sets, used_values
 from pipelines.errors import ConfigError, nearest
 from pipelines.evaluation.protocols import get_protocol
 from pipelines.evaluation.ranking import cutoff_of, metric_names
@@ -132,8 +131,9 @@ class RunConfig(BaseModel):
     """What the run is for, for its report."""
     dataset: DatasetConfig
     """The interactions."""
-    model: dict[str, Any]
-    """``name`` of a model, and its options (checked against the model's own dataclass)."""
+    model: dict[str, Any] = Field(default_factory=lambda: {"name": "sasrec"})
+    """``name`` of a model, and its options (checked against the model's own dataclass). A recipe must name one, unless
+    another engine trains."""
     engine: EngineConfig = EngineConfig()
     """Who trains."""
     loader: LoaderOptions = LoaderOptions()
@@ -194,20 +194,20 @@ class RunConfig(BaseModel):
         return values
 
     def to_yaml(self) -> str:
-        """:meth:`resolved` as YAML; reading it back gives an equal configuration."""
-        return to_yaml(self.resolved())
+        """What is used of :meth:`resolved` as YAML; reading it back gives an equal configuration."""
+        return to_yaml(used_values(self.resolved()))
 
     def identity(self) -> str:
         """Digest of what decides the weights: dataset filters, model, loader, optimiser, training, seed.
 
         Where a run lies, how it is watched and how long it may last do not change what a step computes.
         """
-        values = self.resolved()
+        values = as_used(self).resolved()
         decisive = {key: values[key] for key in ("model", "loader", "optimizer", "seed")}
         for key in ("item_l2", "decay_rate", "decay_epochs"):  # came later, as below
             if values["optimizer"][key] == getattr(OptimizerOptions, key):
                 del decisive["optimizer"][key]
-        if self.loader.shuffle:
+        if values["loader"]["shuffle"]:
             del decisive["loader"]["shuffle"]
         loss = values["model"].get("loss", {})  # a ranking model has no such options
         if not loss.get("exclude_seen"):  # came later too
@@ -215,7 +215,7 @@ class RunConfig(BaseModel):
         training = {
             key: values["training"][key] for key in ("accumulate", "grad_clip", "precision", "eval_every", "select")
         }
-        if self.optimizer.schedule in ("linear", "cosine"):  # then the number of epochs shapes every learning rate
+        if values["optimizer"]["schedule"] in ("linear", "cosine"):  # the number of epochs shapes every learning rate
             training["epochs"] = self.training.epochs
             if self.training.max_steps:
                 training["max_steps"] = self.training.max_steps
@@ -279,13 +279,14 @@ def build_config(layers: Layered) -> RunConfig:
     _model_options(config.model, layers)
     _check_evaluation(config, layers)
     _check_length(config, layers)
+    refuse_sets(config, layers.origins)
     return config
 
 
 def _check_length(config: RunConfig, layers: Layered) -> None:
     """Refuse now a history longer than the positions that the model has learnt."""
     positions, wanted = getattr(config.model_options(), "max_length", None), config.loader.max_length
-    if positions is not None and wanted > positions:
+    if config.engine.name == "recpod" and positions is not None and wanted > positions:
         what = f"histories of {wanted} items for a model with {positions} positions"
         raise ConfigError(what, where=layers.origin(("loader", "max_length")), fix=f"set model.max_length={wanted}")
 
@@ -308,7 +309,10 @@ def _check_evaluation(config: RunConfig, layers: Layered) -> None:
 
 
 def _with_model_file(layers: Layered) -> Layered:
-    model = layers.values.get("model")
+    model, engine = layers.values.get("model"), layers.values.get("engine")
+    if model is None and isinstance(engine, dict) and engine.get("name") == "recbole":  # it would not be used
+        layers.values.pop("model", None)
+        return layers
     if not isinstance(model, dict) or not isinstance(model.get("name"), str):
         raise ConfigError(
             "no model is named", where=layers.origin(("model",)), fix=f"valid: {', '.join(model_names())}"
@@ -378,23 +382,3 @@ def json_schema() -> dict[str, Any]:
         "description": schema["properties"]["dataset"]["description"],
     }
     return schema
-
-
-def valid_keys(schema: Any, path: Sequence[str]) -> list[str]:
-    """The keys that ``schema`` takes at ``path``."""
-    if typing.get_origin(schema) in (types.UnionType, typing.Union, tuple, list):
-        keys = [valid_keys(part, path) for part in typing.get_args(schema)]
-        return max(keys, key=len, default=[])
-    if isinstance(schema, type) and issubclass(schema, BaseModel):
-        hints = {name: info.annotation for name, info in schema.model_fields.items()}
-    elif dataclasses.is_dataclass(schema):
-        hints = typing.get_type_hints(schema)
-        hints = {f.name: hints[f.name] for f in dataclasses.fields(schema)}
-    else:
-        return []
-    if not path:
-        return list(hints)
-    rest = path[1:]
-    while rest and rest[0].isdigit():  # list positions
-        rest = rest[1:]
-    return valid_keys(hints[path[0]], rest) if path[0] in hints else []

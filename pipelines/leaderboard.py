@@ -7,7 +7,6 @@ trained elsewhere are collected from their folders. The tables: :mod:`pipelines.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shlex
@@ -18,14 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
 from rich.console import Console
 
-from pipelines.config import RunConfig, build_config, load_config, recipes
-from pipelines.config_files import read_yaml
+from pipelines.config import RunConfig, load_config, recipes
+from pipelines.engines.recbole_unused import used_values
 from pipelines.errors import ConfigError, RunError
 from pipelines.evaluation.compare import find_run
 from pipelines.evaluation.leaderboard_table import NOTE, read_records, tables
+from pipelines.finished_run import configuration_of, digest, settings_digest
 from pipelines.run_folder import ROOT, RunFolder, read_json, write_json, write_text
 from pipelines.runbook import GATE_MISSED
 from pipelines.training.signals import Interrupted
@@ -33,6 +32,7 @@ from pipelines.training.tracking import without_secrets
 
 FOLDER = Path("benchmarks/results/leaderboard")
 TABLE = "leaderboard.md"
+SEEDS = "1,2,3"
 _KEPT = ("model", "test", "valid", "intervals", "baselines", "protocol", "gate", "training", "code")
 
 Load = Callable[[str, list[str]], RunConfig]
@@ -58,22 +58,12 @@ class Entry:
     @property
     def identity(self) -> str:
         """Digest of what decides the run's numbers, its machine and code apart."""
-        return _digest(self.config)
+        return digest(self.config)
 
     @property
     def settings(self) -> str:
         """The same without the seed: runs that share it are the seeds of one row."""
-        return _digest(self.config.model_copy(update={"seed": 0}))
-
-
-def _digest(config: RunConfig) -> str:
-    values = config.resolved()
-    parts: list[Any] = [config.identity(), config.recipe]
-    for section in ("engine", "evaluation", "training"):  # what is as by default stays out: later keys change nothing
-        default = RunConfig.model_fields[section].default
-        usual = TypeAdapter(type(default)).dump_python(default, mode="json")
-        parts.append({key: value for key, value in values[section].items() if value != usual[key]})
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return settings_digest(self.config)
 
 
 def leaderboard(
@@ -175,7 +165,9 @@ def in_a_process(arguments: list[str]) -> int:
         raise
 
 
-def collect(runs: Sequence[str], sets: Sequence[str], *, folder: Path, console: Console) -> int:
+def collect(
+    runs: Sequence[str], sets: Sequence[str], *, folder: Path, console: Console, seeds: str | None = None
+) -> int:
     """Turn finished runs into results beside the grid's; nothing is trained.
 
     Args:
@@ -183,27 +175,50 @@ def collect(runs: Sequence[str], sets: Sequence[str], *, folder: Path, console: 
         sets: must be empty: a finished run is what it is.
         folder: of the results and the table.
         console: says what was taken.
+        seeds: must be None, for the same reason.
 
     Returns:
         0.
 
     Raises:
-        ConfigError: there are ``sets``.
+        ConfigError: there are ``sets`` or ``seeds``.
         RunError: a run that is not finished, or whose numbers are of another configuration than its config.yaml, or
-            whose place another configuration has taken.
+            whose place another one has taken. Nothing was written then.
     """
-    if sets:
-        raise ConfigError("finished runs are taken as they are", where="--set", fix="leave it away with --collect")
-    for run in [find_run(name) for name in runs]:
+    for flag, given in (("--set", sets), ("--seeds", seeds is not None)):
+        if given:
+            raise ConfigError("finished runs are taken as they are", where=flag, fix="leave it away with --collect")
+    found = _collected([find_run(name) for name in runs], folder)
+    for run, file, values in found:
+        write_json(file, values)
+        console.print(f"{run.name}: {file}")
+    console.print(f"table: {write_table(folder)}")
+    return 0
+
+
+def _collected(runs: Sequence[Path], folder: Path) -> list[tuple[Path, Path, dict[str, Any]]]:
+    """Each run with its file and what goes there; all of them are checked before the first is written.
+
+    Raises:
+        RunError: see :func:`collect`.
+    """
+    found: list[tuple[Path, Path, dict[str, Any]]] = []
+    taken = {(one["settings"], one["seed"]): folder / one["file"] for one in read_records(folder)}
+    for run in runs:
         config = _config_of(RunFolder(run))
         base = config.name.removesuffix(f"-seed-{config.seed}")
         named = config.model_copy(update={"name": f"{base}-seed-{config.seed}"})
         entry = Entry(config.recipe, [], config, folder / f"{named.folder.name}.json")
         is_finished(entry)
-        write_json(entry.file, record(entry, RunFolder(run), command_of(config)))
-        console.print(f"{run.name}: {entry.file}")
-    console.print(f"table: {write_table(folder)}")
-    return 0
+        other = next((earlier for earlier, file, _ in found if file == entry.file), None)
+        if other is not None:
+            fix = "collect one of them, or give them different names"
+            raise RunError(f"its result would take the place of {other}'s", where=str(run), fix=fix)
+        if (file := taken.setdefault((entry.settings, config.seed), entry.file)) != entry.file:
+            what = f"{file.name} is a run of the same configuration and seed"
+            raise RunError(what, where=str(run), fix="a seed counts once: collect one of the two")
+        found.append((run, entry.file, record(entry, RunFolder(run), command_of(config))))
+    return found
 
 
 def _config_of(folder: RunFolder) -> RunConfig:
@@ -213,28 +228,10 @@ def _config_of(folder: RunFolder) -> RunConfig:
         RunError: there is none, or the metrics are of another.
     """
     metrics = read_json(folder.metrics)
-    if not metrics or not folder.config.is_file():
+    config = configuration_of(folder, metrics) if metrics else None
+    if config is None:
         raise RunError("this is no finished run (config.yaml and metrics.json)", where=str(folder.path))
-    config = build_config(read_yaml(folder.config))
-    model = config.resolved()["model"]
-    for what, same in (
-        ("recipe", metrics.get("recipe") == config.recipe),
-        ("seed", metrics.get("protocol", {}).get("seeds") == [config.seed]),
-        # Options that came later are not in older metrics.
-        ("model", config.engine.name != "recpod" or _agree(metrics.get("model", {}), model)),
-        ("number of epochs", metrics.get("training", {}).get("epochs", 0) <= config.training.epochs),
-    ):
-        if not same:
-            fix = "start the run again: it ends with metrics of its present configuration"
-            raise RunError(f"metrics.json is of another {what} than config.yaml", where=str(folder.path), fix=fix)
     return config
-
-
-def _agree(recorded: Any, present: Any) -> bool:
-    """Whether what is recorded holds still; keys that came later are in ``present`` alone."""
-    if isinstance(recorded, dict) and isinstance(present, dict):
-        return bool(recorded or not present) and all(_agree(value, present.get(key)) for key, value in recorded.items())
-    return bool(recorded == present)
 
 
 def record(entry: Entry, folder: RunFolder, command: str) -> dict[str, Any]:
@@ -266,7 +263,7 @@ def record(entry: Entry, folder: RunFolder, command: str) -> dict[str, Any]:
 
 def _anywhere(config: RunConfig) -> dict[str, Any]:
     """The resolved configuration without what belongs to one machine."""
-    values = without_secrets(config.resolved())
+    values = without_secrets(used_values(config.resolved()))
     kept = {key: value for key, value in values.items() if key not in ("runs", "tracking", "debug")}
     kept["dataset"] = {key: value for key, value in values["dataset"].items() if key not in ("cache", "gdrive_id")}
     kept["dataset"]["name"] = _plain(kept["dataset"]["name"])

@@ -156,7 +156,10 @@ def _card(config: RunConfig, prepared: Prepared, trained: Trained) -> dict[str, 
         ORDER: "the whole of each history in random order, targets and times in their places",
     }
     controls = [f"{name}: {said[name]}, seed {config.seed}" for name in _controls(config)]
-    lists = "the best k of what competes, for coverage and popularity" if evaluation.beyond_accuracy else None
+    listed = "what competes"
+    if prepared.protocol.negatives is not None:  # the lists are made of all items in any case
+        listed = "the whole catalogue without the user's history, not of the sampled items"
+    lists = f"the best k of {listed}, for coverage and popularity" if evaluation.beyond_accuracy else None
     more = {key: value for key, value in (("controls", controls), ("lists", lists)) if value}
     return {**({"engine": trained.engine} if trained.engine else {}), **card, **more}
 

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from pipelines import run_stages, stages
 from pipelines.config import RunConfig, to_yaml
+from pipelines.engines.recbole_unused import used_values
 from pipelines.errors import ConfigError, RecPodError, RunError
 from pipelines.evaluation.report import results_table, write_report
 from pipelines.gates import missing_predecessor
@@ -273,7 +274,7 @@ def record(config: RunConfig, folder: RunFolder) -> dict[str, str]:
     from models.kernels import chosen_paths
 
     provenance = {"code": code_digest(), "commit": commit()}
-    write_text(folder.config, to_yaml(without_secrets(config.resolved())))
+    write_text(folder.config, to_yaml(without_secrets(used_values(config.resolved()))))
     environment = {
         "machine": describe_machine(),
         "versions": package_versions(),
@@ -296,7 +297,11 @@ def logged(config: RunConfig, folder: RunFolder, console: Console, resume: Path 
         console.print(f"resuming from {resume}")
     events.cut_back(step)  # what was logged after the checkpoint will be logged again
     tracker = open_trackers(
-        config.tracking, run_name=folder.path.name, config=config.resolved(), folder=folder.path, resume_ids=ids
+        config.tracking,
+        run_name=folder.path.name,
+        config=used_values(config.resolved()),
+        folder=folder.path,
+        resume_ids=ids,
     )
     progress = open_progress(console, price_per_hour=config.guards.price_per_hour)
     status: Status = "failed"

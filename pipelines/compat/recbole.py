@@ -9,12 +9,14 @@ optimiser become this project's options, or are RecBole's to read.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pipelines.compat import recbole_values as values
 from pipelines.compat.recbole_forms import FORMS, Form, engine_options, form_of, put_model
 from pipelines.config_files import KeyPath, Layered, parse_override, read_yaml
+from pipelines.data.loader import LoaderOptions
 from pipelines.errors import ConfigError, nearest
 
 # RecBole's key -> this project's, and what becomes of the value; None as key: the value is checked, no more.
@@ -149,6 +151,7 @@ def translate(path: Path, engine: str = "recpod") -> tuple[Layered, list[str]]:
         notes += _put_own(target, source, form)
     if theirs:
         _put_engine(target, source, form)
+        _leave_to_recbole(target)
     return target, notes
 
 
@@ -191,6 +194,15 @@ def _put_engine(target: Layered, source: Layered, form: Form) -> None:
         target.put((*options, "recpod"), engine_options(target, form), _origin(source, "model"))
 
 
+def _leave_to_recbole(target: Layered) -> None:
+    """Take out what is the engine's options by now, and what the recipe below would say instead."""
+    for section in ("model", "optimizer"):
+        target.values.pop(section, None)
+    target.put(("model",), None, "RecBole")
+    length = target.values["loader"]["max_length"]
+    target.values["loader"] = {**asdict(LoaderOptions()), "max_length": length}
+
+
 def _check_known(source: Layered, key: str, form: Form, theirs: bool) -> None:
     """Refuse a key that neither RecBole nor the model knows.
 
@@ -201,6 +213,10 @@ def _check_known(source: Layered, key: str, form: Form, theirs: bool) -> None:
     known = {*RECIPE, *TRAINING, *SAMPLING, *_REASON, *elsewhere, *form.known}
     if key in known:
         return
+    if key == "recpod":
+        same = f"RecPod{form.engine}"
+        fix = f"model: {same if same in FORMS else ' or '.join(name for name in FORMS if name.startswith('RecPod'))}"
+        raise ConfigError("`recpod` is for this project's models", where=source.origin((key,)), fix=fix)
     models = [name for name, other in FORMS.items() if key in other.known and not name.startswith("RecPod")]
     owner = form.engine.removeprefix("RecPod") if form.model is not None or theirs else ""
     what = f"'{key}' is no key of {owner}, but of {models[0]}" if models else f"unknown RecBole key '{key}'"

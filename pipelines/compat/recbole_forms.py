@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pipelines.config_files import CONFIGS, Layered, read_yaml
+from pipelines.config_files import CONFIGS, KeyPath, Layered, read_yaml
 from pipelines.engines.recbole_options import WITHOUT_COUNTERPART, activation, refusal
 from pipelines.errors import ConfigError, MachineError, nearest
 
@@ -156,9 +156,17 @@ def put_model(target: Layered, source: Layered, form: Form) -> list[str]:
     own = source.values.get("recpod")
     if own is not None and not isinstance(own, dict):
         raise ConfigError("it is no mapping of options", where=source.origin(("recpod",)))
-    for key, value in (own or {}).items():  # goes first
-        target.put(("model", key), value, source.origin(("recpod", key)))
+    _put_leaves(target, source, (), own or {})  # goes first
     return [*notes, *([form.note] if form.note else [])]
+
+
+def _put_leaves(target: Layered, source: Layered, path: KeyPath, value: Any) -> None:
+    """Write a mapping of model options leaf by leaf: its siblings, translated from RecBole's keys, stay."""
+    if path and not (isinstance(value, dict) and value):
+        target.put(("model", *path), value, source.origin(("recpod", *path)))
+        return
+    for key, below in value.items():
+        _put_leaves(target, source, (*path, str(key)), below)
 
 
 def _put(target: Layered, form: Form, key: str, given: Mapping[str, Any], origin: str) -> str:

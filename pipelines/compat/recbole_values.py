@@ -66,9 +66,11 @@ def least(value: Any) -> int | None:
 
 def protocol(value: Any) -> str:
     """``eval_args`` as a protocol's name; what is left out there is RecBole's default for sequential models."""
-    args = dict(value or {})
+    if not empty(value) and not isinstance(value, dict):
+        raise ValueError("it is no mapping: give split, order, group_by and mode, such as {mode: full}")
+    args = {} if empty(value) else dict(value)
     split, mode = args.pop("split", {"LS": "valid_and_test"}), args.pop("mode", "full")
-    if dict(split) != {"LS": "valid_and_test"}:
+    if split != {"LS": "valid_and_test"}:
         raise ValueError(f"split {split} is not leave-one-out ({{'LS': 'valid_and_test'}})")
     modes = set(mode.values()) if isinstance(mode, dict) else {mode}
     if modes != {"full"}:
@@ -91,7 +93,10 @@ def learner(value: Any) -> str:
 
 def cut_offs(value: Any) -> list[int]:
     """``topk`` as a list."""
-    return [value] if isinstance(value, int) else list(value)
+    numbers = value if isinstance(value, list) else [value]
+    if not numbers or any(not isinstance(one, int) or isinstance(one, bool) or one < 1 for one in numbers):
+        raise ValueError("it is no count and no list of counts")
+    return numbers
 
 
 def metrics(value: Any) -> None:

@@ -19,24 +19,33 @@ from pathlib import Path
 
 from pipelines import cli
 from pipelines.compat.sasrec_flags import Command, parse, translate
-from pipelines.compat.sasrec_logs import log_line, write_log, write_logs
-from pipelines.compat.sasrec_processes import run_as_worker, test_distributed, wanted_processes
+from pipelines.compat.sasrec_logs import add_to_log, log_line, write_logs
+from pipelines.compat.sasrec_processes import (
+    leave_after_the_first,
+    run_as_worker,
+    test_distributed,
+    wanted_processes,
+)
 from pipelines.config import RunConfig, build_config
 from pipelines.data.formats import detect_format
 from pipelines.data.formats.raw import RawFile
 from pipelines.errors import ConfigError, RecPodError
-from pipelines.run_folder import write_text
+from pipelines.run_folder import RunFolder, write_text
 from pipelines.training import launcher
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command, and give the code to leave with."""
-    arguments = _command_first(arguments)
+    arguments, line = _command_first(arguments), ""
     try:
-        return _COMMANDS.get(arguments[0].removesuffix(".py") if arguments else "", _main)(arguments)
+        code = _COMMANDS.get(arguments[0].removesuffix(".py") if arguments else "", _main)(arguments)
     except RecPodError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        code, line = error.exit_code, f"error: {error}"
+    if code in (RecPodError.exit_code, launcher.STOPPED) and _rank() > 0:
+        leave_after_the_first()
+    if line:
+        print(line, file=sys.stderr)
+    return code
 
 
 def _command_first(arguments: Sequence[str]) -> Sequence[str]:
@@ -73,15 +82,22 @@ def _main(arguments: Sequence[str]) -> int:
     if _rank() == 0:
         for note in notes:
             print(note, file=sys.stderr)
-        write_text(command.folder / "args.txt", command.args_text())
     if command.inference_only:
         return _infer(command, config, notes)
     if command.state_dict_path is not None:
         _start_from(command, config)
+    before = _accepted(command)
     code = _run(command, config)
-    if _rank() == 0:
+    if _rank() == 0 and _accepted(command) != before:
+        write_text(command.folder / "args.txt", command.args_text())
         write_logs(command.folder, notes)
     return code
+
+
+def _accepted(command: Command) -> tuple[int, int] | None:
+    """Tells one writing of the run's config.yaml from the next: a run that is refused does not come so far."""
+    path = RunFolder(command.folder).config
+    return (path.stat().st_ino, path.stat().st_mtime_ns) if path.is_file() else None
 
 
 def _check_columns(config: RunConfig) -> None:
@@ -121,7 +137,8 @@ def _infer(command: Command, config: RunConfig, notes: Sequence[str]) -> int:
     found = evaluate_weights(command, config)
     for protocol, metrics in found.items():
         print(f"test (NDCG@10: {metrics['NDCG@10']:.4f}, HR@10: {metrics['HR@10']:.4f}) {protocol}")
-    write_log(command.folder, notes, [log_line(0, None, found[config.evaluation.protocol])])
+    write_text(command.folder / "args.txt", command.args_text())
+    add_to_log(command.folder, notes, log_line(0, None, found[config.evaluation.protocol]))
     return 0
 
 
@@ -161,7 +178,7 @@ def _launched() -> bool:
 
 
 def _rank() -> int:
-    return int(os.environ["RANK"]) if _launched() else 0
+    return int(os.environ.get("RANK", "0")) if _launched() else 0
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipelines.errors import RunError
 from pipelines.run_folder import RunFolder, read_json, write_text
 from pipelines.training.events import read_events
 
@@ -28,6 +29,22 @@ def log_line(epoch: int, valid: Mapping[str, float] | None, test: Mapping[str, f
 def write_log(folder: Path, notes: Sequence[str], lines: Sequence[str]) -> None:
     """``log.txt``, whole."""
     write_text(folder / "log.txt", "\n".join([HEADING, *(f"# {note}" for note in notes), *lines]) + "\n")
+
+
+def add_to_log(folder: Path, notes: Sequence[str], line: str) -> None:
+    """One line more in ``log.txt``, behind those of the run whose folder it is, and the notes that are not yet there.
+
+    Raises:
+        RunError: the file cannot be read or written.
+    """
+    path = folder / "log.txt"
+    try:
+        before = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    except (OSError, ValueError) as error:
+        raise RunError(f"cannot be read ({error})", where=str(path), fix="move it away") from error
+    said = [text.removeprefix("# ") for text in before if text.startswith("#")]
+    lines = [text for text in before if not text.startswith("#") and text != HEADING]
+    write_log(folder, [*said, *(note for note in notes if note not in said)], [*lines, line])
 
 
 def write_logs(folder: Path, notes: Sequence[str]) -> None:

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from pipelines.training.checkpoint import checkpoint_path, checkpoint_steps, loa
 from pipelines.training.events import read_events
 
 TOLERANCE = 1e-6
+_FIRST_SPEAKS = 20.0  # seconds
 RECIPE = """
 name: small
 dataset: {folder}/small.csv
@@ -189,3 +191,12 @@ def run_as_worker(verb: Sequence[str], folder: Path) -> int:
     if (line := text.partition("\n")[2].strip()) and os.environ["LOCAL_RANK"] == "0":
         print(line, file=sys.stderr)
     return int(text.split()[0])
+
+
+def leave_after_the_first() -> None:
+    """Wait until the first process has said why it ends and has written its files.
+
+    torchrun ends all of them as soon as one has failed. What they all meet, the first one says: this one is ended
+    here; it goes on where it has met something alone.
+    """
+    time.sleep(_FIRST_SPEAKS)

@@ -27,10 +27,12 @@ from pipelines.config import RunConfig
 from pipelines.data.loader import evaluation_batches
 from pipelines.data.splits import Queries
 from pipelines.engines import recbole_data as data
+from pipelines.engines.recbole_accepted import check_accepted
 from pipelines.engines.recbole_environment import load_recbole, loss_type, sequential_models, undisturbed
 from pipelines.engines.recbole_evaluation import Made, ask, evaluate_model
 from pipelines.engines.recbole_loop import EpochLoop, Loop
 from pipelines.engines.recbole_models import recbole_model, register
+from pipelines.engines.recbole_unused import unused_line
 from pipelines.errors import ConfigError, RecPodError, nearest
 from pipelines.evaluation.evaluator import write_ranks
 from pipelines.run_folder import RunFolder, code_digest, read_json, write_json
@@ -79,6 +81,8 @@ def run(config: RunConfig, *, resume: str, force: bool, console: Console) -> int
     load_recbole()
     register()
     check_options(config)
+    if line := unused_line(config):
+        console.print(f"[yellow]{line}[/]")
     runbook.check_predecessor(config, force, console)
     runbook.check_machine(config, console)
     folder = RunFolder(config.folder)
@@ -92,7 +96,7 @@ def run(config: RunConfig, *, resume: str, force: bool, console: Console) -> int
 
 
 def check_options(config: RunConfig) -> None:
-    """Refuse a model that RecBole does not have, and options that the recipe decides.
+    """Refuse a model that RecBole does not have, and options that the recipe decides or that nobody has.
 
     Raises:
         ConfigError: see above.
@@ -105,6 +109,7 @@ def check_options(config: RunConfig) -> None:
         if key in _RECIPE_KEYS:
             what = f"'{key}' is the recipe's: data, split and counting are the same for every engine"
             raise ConfigError(what, where="engine.options", fix=f"use {_RECIPE_KEYS[key]}")
+    check_accepted(config.engine.model, config.engine.options, _RECIPE_KEYS)
 
 
 def _train_and_evaluate(config: RunConfig, folder: RunFolder, console: Console, stop: StopSignal) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from torch import Tensor
 from models.batch import Jagged, SequenceBatch
 from models.losses import PopularitySampler
 from models.registry import MODELS, build_model
+from pipelines.config_files import Layered
 from pipelines.engines.recbole_environment import load_recbole
 from pipelines.engines.recbole_options import WITHOUT_COUNTERPART, activation, refusal
 from pipelines.errors import ConfigError, nearest
@@ -204,7 +205,8 @@ def options_of(name: str, config: Any) -> Any:
     if not isinstance(own, Mapping):
         raise ConfigError(f"it is {own!r}, not a mapping of options", where="recpod")
     try:
-        return TypeAdapter(options).validate_python({**values, **own})
+        merged = Layered(dict(own)).over(Layered(values)).values  # leaf by leaf: `loss` keeps what it does not name
+        return TypeAdapter(options).validate_python(merged)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(("recpod", *map(str, first["loc"])))

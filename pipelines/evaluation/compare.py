@@ -20,6 +20,7 @@ from rich.table import Table
 
 from pipelines.errors import RunError
 from pipelines.evaluation.significance import bootstrap_interval, paired_test
+from pipelines.finished_run import configuration_of, settings_digest
 from pipelines.run_folder import RunFolder, read_json
 
 METRICS = ("HR@10", "NDCG@10", "MRR@10")
@@ -145,8 +146,9 @@ def compare_runs(
         seed: of both.
 
     Raises:
-        RunError: a run that was not evaluated, cards that differ in what matters, ranks that are not those of the
-            card's queries or of the metrics recorded, or seeds of a side that are not those of one model.
+        RunError: a run that was not evaluated, or not since its training went on; cards that differ in what matters;
+            ranks that are not those of the card's queries or of the metrics recorded; or seeds of a side that are not
+            those of one configuration.
     """
     side_a, side_b = ([run] if isinstance(run, Path) else list(run) for run in (run_a, run_b))
     cards = {path: _card(path) for path in (*side_a, *side_b)}
@@ -187,12 +189,21 @@ def _require_agreement(a: Mapping[str, Any], b: Mapping[str, Any], run_a: Path, 
 
 
 def _check_seeds(side: Sequence[Path], cards: Mapping[Path, Mapping[str, Any]]) -> None:
-    """Several runs of one side are one model's, each with a seed of its own.
+    """Several runs of one side are one configuration's, each with a seed of its own.
+
+    The model alone says so where a run has no config.yaml.
 
     Raises:
-        RunError: they are not.
+        RunError: they are not, or a run's metrics are not of its config.yaml and newest checkpoint.
     """
-    models = [read_json(RunFolder(path).metrics).get("model") or {} for path in side]
+    metrics = [read_json(RunFolder(path).metrics) for path in side]
+    models = [one.get("model") or {} for one in metrics]
+    configs = [configuration_of(RunFolder(path), one) for path, one in zip(side, metrics, strict=True)]
+    known = [(path, settings_digest(config)) for path, config in zip(side, configs, strict=True) if config]
+    for path, settings in known:
+        if settings != known[0][1]:
+            what = f"this is of another configuration than {known[0][0].name}: more than the seed differs"
+            raise RunError(what, where=str(path), fix="give one configuration's seeds on each side")
     seeds = [seed for path in side for seed in cards[path].get("seeds", [])]
     for path, model in zip(side, models, strict=True):
         both = model.keys() & models[0].keys()  # an option that came later is not in older runs

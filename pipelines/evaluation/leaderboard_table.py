@@ -25,7 +25,8 @@ _KEYS = {"recipe", "dataset", "model", "seed", "test", "intervals", "baselines",
 NOTE = (
     "Mean over seeds ± standard deviation between them [95% bootstrap interval over the test queries of one run, its "
     "ends averaged over the seeds]. Rows of a table were asked the same questions about the same catalogue; whether "
-    "two of them differ is for `recpod compare`, which pairs them query by query. Baselines stand below, in italics."
+    "two of them differ is for `recpod compare`, which pairs them query by query. Baselines stand below, in italics; "
+    "one that is told when it is asked stands below models that are told it too, and nowhere else."
 )
 
 Record = dict[str, Any]

@@ -108,7 +108,7 @@ def _header(run: RunRecord) -> str:
         verdict = '<span class="pill good">✓ gate passed</span>'
     else:
         verdict = '<span class="pill bad">✗ gate missed</span>'
-    dataset, model = _name_of(run.config.get("dataset")), _name_of(run.config.get("model"))
+    dataset, model = _name_of(run.config.get("dataset")), _name_of(run.config.get("model") or run.section("model"))
     protocol = run.section("protocol")
     facts = [
         f"{model} on {dataset}" if model and dataset else "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -151,6 +152,8 @@ def test_a_row_longer_than_the_positions_is_refused() -> None:
         ({"activation": "tanh"}, "activation: 'tanh' is not one of relu, gelu, silu, swiglu"),
         ({"feed_forward": 0}, "feed_forward: 0 is less than 1"),
         ({"mhc_expansion_rate": 1}, "mhc_expansion_rate: 1 is less than 2"),
+        ({"mhc_init_gate": math.nan}, "mhc_init_gate: nan is not finite"),
+        ({"mhc_init_gate": -math.inf}, "mhc_init_gate: -inf is not finite"),
         ({"time_span": 0}, "time_span: 0 is less than 1"),
         ({"time_unit": "week"}, "time_unit: 'week' is not one of second, minute, hour, day"),
     ],

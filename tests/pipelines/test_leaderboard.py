@@ -156,6 +156,13 @@ def test_a_run_that_is_not_what_its_folder_says_is_refused(
         (config, "hidden: 8", "hidden: 16", "metrics.json is of another model than config.yaml"),
         (config, "recipe: first", "recipe: other", "metrics.json is of another recipe than config.yaml"),
         (metrics, '"epochs": 1', '"epochs": 2', "metrics.json is of another number of epochs than config.yaml"),
+        (config, "\n  epochs: 1\n", "\n  epochs: 2\n", "metrics.json is of another number of epochs than config.yaml"),
+        (
+            metrics,
+            '"1 epochs done"',
+            '"7 updates done"',
+            "metrics.json is of another number of updates than config.yaml",
+        ),
         (metrics, '"intervals"', '"interval"', "metrics.json lacks 'intervals'"),
     ):
         assert old in texts[path]
@@ -164,6 +171,67 @@ def test_a_run_that_is_not_what_its_folder_says_is_refused(
         path.write_text(texts[path])
     metrics.unlink()
     assert "no finished run" in refused()
+
+
+def test_numbers_from_before_a_further_training_are_refused(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets = ("seed=3", "optimizer.lr=0.01", "training.epochs=2")
+    more = [str(tmp_path / "first.yaml"), *(word for one in sets for word in ("--set", one))]
+    asked = ["leaderboard", "--collect", "first", "--folder", str(tmp_path / "board")], ["compare", "first", "first"]
+    assert [inside(list(one)) for one in asked] == [0, 0]
+    before = (tmp_path / "board" / "first-seed-3.json").read_text()
+    assert inside(["train", *more]) == 0
+    capsys.readouterr()
+    for one in asked:
+        assert inside(list(one)) == 2
+        error = capsys.readouterr().err
+        assert "metrics.json is of a training of " in error and "the newest checkpoint of " in error
+    assert (tmp_path / "board" / "first-seed-3.json").read_text() == before
+    checkpoints = (finished / "checkpoints").rename(tmp_path / "moved")
+    for one in asked:  # a copy without checkpoints
+        assert inside(list(one)) == 2 and "another number of epochs than config.yaml" in capsys.readouterr().err
+    checkpoints.rename(finished / "checkpoints")
+    assert inside(["evaluate", *more]) == 3
+    (tmp_path / "board" / "first-seed-3.json").unlink()
+    assert [inside(list(one)) for one in asked] == [0, 0]
+    assert read_records(tmp_path / "board")[0]["training"]["epochs"] == 2
+
+
+def test_the_best_checkpoint_alone_may_be_kept_and_old_metrics_have_no_count(finished: Path, tmp_path: Path) -> None:
+    collect = ["leaderboard", "--collect", "first", "--folder", str(tmp_path / "board")]
+    metrics = json.loads((finished / "metrics.json").read_text())
+    best = metrics["training"]["best_step"]
+    for steps, found in ((best + 5, 0), (best - 1, 2), (None, 0)):  # the newest one is the best one here
+        metrics["training"] |= {"steps": steps, "best_step": best}
+        if steps is None:
+            del metrics["training"]["steps"]
+        (finished / "metrics.json").write_text(json.dumps(metrics))
+        assert inside(collect) == found
+
+
+def test_all_runs_are_checked_before_one_is_written(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    board = tmp_path / "board"
+    (tmp_path / "runs" / "unfinished").mkdir()
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    other = shutil.copytree(finished, tmp_path / "other")
+    text = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(text.replace("name: first\n", "name: other\n", 1))
+    for second, message in (
+        ("unfinished", "unfinished: this is no finished run"),
+        (str(copy), "copy: its result would take the place of runs/first's"),
+        (str(other), "other: first-seed-3.json is a run of the same configuration and seed"),
+    ):
+        assert inside(["leaderboard", "--collect", "first", second, "--folder", str(board)]) == 2
+        assert message in capsys.readouterr().err and not board.exists()
+    for seeds in ("1,2", "nonsense", ""):
+        assert inside(["leaderboard", "--collect", "first", "--folder", str(board), "--seeds", seeds]) == 2
+        assert "--seeds: finished runs are taken as they are" in capsys.readouterr().err and not board.exists()
+    assert inside(["leaderboard", "--collect", "first", "--folder", str(board)]) == 0
+    assert inside(["leaderboard", "--collect", str(other), "--folder", str(board)]) == 2
+    assert [path.name for path in board.glob("*.json")] == ["first-seed-3.json"]
 
 
 def test_the_command_of_a_shipped_recipe_gives_the_same_run_again() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ from pipelines.cli import main
 from pipelines.config import load_config
 from pipelines.data.loader import evaluation_batches
 from pipelines.evaluation.baselines import training_events
+from pipelines.run_evaluation import Trained, evaluate_trained
 from pipelines.run_folder import RunFolder
+from pipelines.training.state import TrainState
 
 RECIPE = """
 name: tiny
@@ -105,8 +109,21 @@ def test_lists_are_counted_over_all_test_users(recipe: Path) -> None:
     chosen = store.items[test.end]
     expected = {"Coverage": len(set(chosen.tolist())) / 40, "Popularity": np.mean([percentile[i] for i in chosen])}
     assert metrics["beyond_accuracy"]["targets"] == pytest.approx(expected)
-    assert "coverage" in metrics["protocol"]["lists"]
+    assert metrics["protocol"]["lists"] == "the best k of what competes, for coverage and popularity"
     assert "What it shows" in (recipe.parent / "runs" / "tiny" / "report.html").read_text()
+
+
+def test_the_card_says_what_the_lists_of_a_sampled_protocol_are_made_of(recipe: Path) -> None:
+    config = load_config(recipe)
+    prepared = stages.prepare(config)
+    sampled = replace(prepared, protocol=stages.protocol_of(config, "sampled-100"))
+    trained = Trained(stages.build_task(config, prepared), TrainState(), [], {}, partial(stages.ask, config))
+    metrics, _ = evaluate_trained(config, sampled, trained)
+    said = "the best k of the whole catalogue without the user's history, not of the sampled items"
+    assert metrics["protocol"]["lists"] == f"{said}, for coverage and popularity"
+    full, _ = evaluate_trained(config, prepared, trained)
+    assert metrics["beyond_accuracy"] == full["beyond_accuracy"]  # as it says
+    assert metrics["test"] != full["test"]
 
 
 def test_what_is_switched_off_is_not_there_and_nothing_else_changes(recipe: Path) -> None:

@@ -11,6 +11,7 @@ from pipelines.compat.ss4rec_ml1m import arguments
 from pipelines.config import RunConfig, load_config, recipes
 from pipelines.config_files import CONFIGS, Layered, read_yaml
 from pipelines.data.formats import read_interactions
+from pipelines.engines.recbole_unused import unused_line
 from pipelines.errors import ConfigError
 
 OFFICIAL = CONFIGS / "official" / "ss4rec_ml1m.yaml"
@@ -39,6 +40,10 @@ def test_only_recbole_files_are_taken_for_recbole_files() -> None:
     ("line", "message"),
     [
         ("learing_rate: 1", r"f.yaml:2: unknown RecBole key 'learing_rate'. did you mean 'learning_rate'\?"),
+        ("eval_args: full", r"f.yaml:2: 'eval_args: full' cannot be honoured: it is no mapping: give split, order"),
+        ("eval_args: {split: LS}", r"f.yaml:2: .*split LS is not leave-one-out"),
+        ("topk: '15'", r"f.yaml:2: 'topk: 15' cannot be honoured: it is no count and no list of counts"),
+        ("topk: [5, 0]", r"f.yaml:2: .*no list of counts"),
         ("eval_args: {mode: uni100}", r"f.yaml:2: .*samples negatives"),
         ("eval_args: {split: {RS: [8, 1, 1]}}", r"f.yaml:2: .*not leave-one-out"),
         ("learner: sgd", r"f.yaml:2: .*only adam and adamw"),
@@ -301,12 +306,28 @@ def test_recbole_reads_the_keys_of_its_own_models(tmp_path: Path) -> None:
     assert (config.engine.model, config.engine.options) == ("GRU4Rec", {"num_layers": 2})
     for line, message in (
         ("num_layer: 2", r"f.yaml:2: unknown RecBole key 'num_layer'. did you mean 'num_layers'"),
-        ("recpod: {mhc: true}", "f.yaml:2: unknown RecBole key 'recpod'"),
+        ("recpod: {mhc: true}", "f.yaml:2: `recpod` is for this project's models. model: RecPodS"),
     ):
         with pytest.raises(ConfigError, match=message):
             config_of(tmp_path, f"model: GRU4Rec\n{line}\nMAX_ITEM_LIST_LENGTH: 9", "recbole")
     with pytest.raises(ConfigError, match=r"RecBole has no model 'GRU4Rek' \(did you mean 'GRU4Rec'"):
         config_of(tmp_path, "model: GRU4Rek\nloss_type: CE", "recbole")
+    with pytest.raises(ConfigError, match=r"f.yaml:3: `recpod` is for this project's models. model: RecPodSASRec\."):
+        config_of(tmp_path, SASREC + "recpod: {mhc: true}", "recbole")
+
+
+def test_what_goes_to_recbole_is_not_named_as_unused(tmp_path: Path) -> None:
+    """The recipe below the file names a model of ours and batches, which nobody asked for."""
+    config, _ = config_of(tmp_path, "model: TiSASRec\nMAX_ITEM_LIST_LENGTH: 20\nlearning_rate: 0.01\n", "recbole")
+    assert config.engine.model == "RecPodTiSASRec" and config.loader.max_length == 20
+    assert unused_line(config) == ""
+    assert unused_line(load_config("quickstart", ["engine.name=recbole"])).startswith("not used with --engine recbole")
+
+
+def test_a_mapping_of_ours_keeps_what_it_does_not_name(tmp_path: Path) -> None:
+    text = SASREC + "loss_type: BPR\ntrain_neg_sample_args: {sample_num: 3}\nrecpod: {loss: {chunk: 64}}"
+    loss = config_of(tmp_path, text)[0].model_options().loss
+    assert (loss.name, loss.num_negatives, loss.precision, loss.chunk) == ("bpr", 3, "float32", 64)
 
 
 def test_our_models_go_to_recbole_with_all_their_options(tmp_path: Path) -> None:

@@ -308,3 +308,44 @@ def test_own_checkpoints_are_evaluated(here: Path, capsys: pytest.CaptureFixture
     assert main(["main", *flags]) == 0
     assert f"test (NDCG@10: {test['NDCG@10']:.4f}, HR@10: {test['HR@10']:.4f})" in capsys.readouterr().out
     assert main(["main", *flags, "--hidden_units=4"]) == 2
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in ("args.txt", "log.txt", "step_log.csv")}
+
+
+def test_a_refused_command_leaves_the_run_s_files_alone(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = [*TINY, "--train_dir=t", "--no_time", "--no_mhc", "--num_epochs=1"]
+    monkeypatch.setenv("NUM_GPUS", "many")
+    assert main(["main_distributed", *flags]) == 2
+    assert not (here / "tiny_t").exists()  # nothing has run
+    monkeypatch.delenv("NUM_GPUS")
+    assert main(["main", *flags]) == 0
+    before = files_of(here / "tiny_t")
+    assert main(["main", *flags, "--lr=0.5", "--num_workers=9"]) == 2  # another configuration
+    assert main(["main", *flags, "--inference_only=true", "--state_dict_path=nowhere.pth"]) == 2
+    assert main(["main", *flags, "--resume=nowhere", "--num_workers=9"]) == 2
+    monkeypatch.setenv("NUM_GPUS", "many")
+    assert main(["main_distributed", *flags, "--num_workers=9"]) == 2
+    assert files_of(here / "tiny_t") == before
+    monkeypatch.delenv("NUM_GPUS")
+    assert main(["main", *flags, "--num_workers=9"]) == 0  # accepted: it changes nothing but is finished already
+    after = files_of(here / "tiny_t")
+    assert b"num_workers,9" in after["args.txt"] and b"--num_workers is not used" in after["log.txt"]
+
+
+def test_inference_adds_a_line_to_the_log(here: Path) -> None:
+    flags = [*TINY, "--train_dir=t", "--no_time", "--no_mhc", "--num_workers=9"]
+    assert main(["main", *flags]) == 0
+    notes, rows = rows_of_log(here / "tiny_t")
+    steps = (here / "tiny_t" / "step_log.csv").read_text()
+    public_file(here)
+    weights = ["--inference_only=true", "--state_dict_path=SASRec.epoch=1.lr=0.001.pth"]
+    for times in (1, 2):
+        assert main(["main", *flags[:-1], *weights]) == 0
+        found, all_rows = rows_of_log(here / "tiny_t")
+        assert all_rows[: len(rows)] == rows and len(all_rows) == len(rows) + times
+        assert math.isnan(all_rows[-1][1][0]) and not math.isnan(all_rows[-1][2][0])
+        assert found[: len(notes)] == notes and len(found) == len(set(found)) > len(notes)
+    assert (here / "tiny_t" / "step_log.csv").read_text() == steps
+    assert "inference_only,True" in (here / "tiny_t" / "args.txt").read_text()

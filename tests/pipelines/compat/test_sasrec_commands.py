@@ -219,3 +219,41 @@ def test_the_rank_may_stand_before_the_command(flag: str, here: Path, capsys: py
     """Where torch.distributed.launch puts it."""
     assert main([*flag.split(), "main_distributed", "--dataset=nowhere", "--train_dir=t"]) == 2
     assert "--dataset: there is no data/nowhere.txt" in capsys.readouterr().err
+
+
+# --- mistakes under torchrun ---
+
+
+def test_another_process_lets_the_first_one_speak(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waited: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        assert capsys.readouterr().err == ""  # nothing is said before
+        waited.append(seconds)
+
+    monkeypatch.setattr("pipelines.compat.sasrec_processes.time.sleep", sleep)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        assert main(["main_distributed", "--dataset=nowhere", "--train_dir=t"]) == 2
+        assert capsys.readouterr().err.count("error: --dataset: there is no data/nowhere.txt") == 1
+        assert len(waited) == int(rank)  # were it not ended meanwhile, it would say what it alone has met
+
+
+@pytest.mark.slow  # starts real processes
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("flag", ["--num_epoch=3", "--lr=-1"])
+def test_torchrun_s_processes_say_a_mistake_once(here: Path, flag: str) -> None:
+    """torchrun itself leaves with 1 and a report beneath, as docs/sasrec-commands.md says."""
+    events(here)
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+    words = ["pipelines.compat.sasrec", "main_distributed", "--dataset=tiny", "--train_dir=t", "--device=cpu", flag]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*start, *words], env=environment, capture_output=True, text=True, check=False, timeout=180)
+    lines = done.stderr.splitlines()
+    said = [place for place, line in enumerate(lines) if line.startswith("error: ")]
+    reports = [place for place, line in enumerate(lines) if "ChildFailedError" in line]
+    assert done.returncode == 1 and len(said) == 1 and said < reports, done.stderr
+    assert not (here / "tiny_t").exists()

@@ -9,9 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from pipelines.cli import main
+from pipelines.config_files import read_yaml
+from pipelines.engines.recbole_accepted import _properties, check_accepted
+from pipelines.engines.recbole_environment import load_recbole, sequential_models
 from pipelines.engines.recbole_loop import EpochLoop
+from pipelines.errors import ConfigError
 from pipelines.evaluation.compare import compare_runs
 from pipelines.training.checkpoint import checkpoint_path, checkpoint_steps, load_checkpoint
 
@@ -135,6 +140,33 @@ def test_our_models_run_inside_it_and_are_told_the_time(capsys: pytest.CaptureFi
         ("SASRec", ("--set", "engine.options.MAX_ITEM_LIST_LENGTH=3"), "use loader.max_length"),
         ("SASRec", ("--set", "engine.options.n_heads=7"), "RecBole cannot make SASRec for these data: ValueError"),
         ("SASRec", ("--resume", "elsewhere"), "--resume: the engine recbole resumes its own folder"),
+        ("FPMC", ("--set", "model.name=tisasrec"), "'model.name' is not used with --engine recbole. set engine.model"),
+        ("FPMC", ("--set", "model.hidden=8"), "'model.hidden' is not used with --engine recbole. set RecBole's key in"),
+        ("FPMC", ("--set", "optimizer.name=adamw"), "--set optimizer.name=adamw: 'optimizer.name' is not used with"),
+        ("SASRec", ("--set", "engine.options.hidden_sizee=8"), "option 'hidden_sizee'. did you mean 'hidden_size'?"),
+        ("GRU4Rec", ("--set", "engine.options.n_heads=2"), "RecBole nor its GRU4Rec has an option 'n_heads'"),
+        (
+            "SASRec",
+            ("--set", "engine.options.learner=foo"),
+            "engine.options.learner: RecBole has no learner 'foo'. valid",
+        ),
+        (
+            "SASRec",
+            ("--set", "engine.options.recpod.hidden=16"),
+            "is for this project's models. set engine.model=RecPodS",
+        ),
+        ("SASRec", ("--set", "engine.options.learning_rate=abc"), "engine.options.learning_rate: 'abc' is no number"),
+        ("SASRec", ("--set", "engine.options.loss_type=XX"), "loss_type: unknown loss 'XX'. valid: BPR, CE"),
+        ("FPMC", ("--set", "engine.options.loss_type=CE"), "loss_type: unknown loss 'CE'. valid: BPR"),
+        ("SASRec", ("--set", "engine.options.enable_amp=1"), "engine.options.enable_amp: 1 is neither true nor false"),
+        ("SASRec", ("--set", "engine.options.clip_grad_norm=1"), "engine.options.clip_grad_norm: 1 is no mapping"),
+        ("FPMC", ("--set", "engine.options.train_neg_sample_args={sample_nun: 2}"), "did you mean 'sample_num'?"),
+        ("RecPodSASRec", ("--set", "engine.options.num_layer=2"), "did you mean 'num_layers'?"),
+        (
+            "RecPodSASRec",
+            ("--set", "engine.options.train_neg_sample_args={sample_num: 2}"),
+            "draws its negatives itself",
+        ),
         ("SASRec", ("--set", "engine.nam=recbole"), "unknown key 'engine.nam'. did you mean 'name'?"),
     ],
 )
@@ -144,6 +176,49 @@ def test_mistakes_are_one_line(
     code, _, err = recbole(capsys, recipe, model, *more)
     last = err.strip().splitlines()[-1]
     assert code == 2 and line in last and "Traceback" not in err
+
+
+def test_what_the_recipe_says_and_recbole_does_not_use_is_named_and_not_recorded(
+    capsys: pytest.CaptureFixture[str], recipe: Path
+) -> None:
+    """The shipped recipes name our model: they run, and one line says so; histories may be longer than it takes."""
+    recipe.write_text(recipe.read_text() + "optimizer: {lr: 0.5, warmup_steps: 3}\n")
+    more = ("--set", "training.epochs=1", "--set", "loader.max_length=12")
+    code, out, err = recbole(capsys, recipe, "FPMC", *more)
+    assert code == 0, err
+    said = [line for line in out.splitlines() if "not used with --engine recbole" in line]
+    parts = "model (sasrec), optimizer.lr, optimizer.warmup_steps, loader.windows, loader.rows_per_batch"
+    used = "used instead: engine.model (FPMC), engine.options"
+    assert said == [f"not used with --engine recbole: {parts}; {used}"]
+    folder = recipe.parent / "runs" / "tiny-recbole-FPMC"
+    written = yaml.safe_load((folder / "config.yaml").read_text())
+    assert not {"model", "optimizer"} & written.keys()
+    assert written["loader"] == {"max_length": 12, "tokens_per_batch": 16384}
+    assert json.loads((folder / "metrics.json").read_text())["model"]["name"] == "FPMC"
+    assert "FPMC on " in (folder / "report.html").read_text()
+    # The run's own configuration and another model of ours below it mean the same run: nothing is left to do.
+    before = (folder / "metrics.json").stat().st_mtime_ns
+    code, out, err = run(capsys, "run", str(folder / "config.yaml"))
+    assert code == 0 and "not used" not in out, err
+    recipe.write_text(recipe.read_text().replace("hidden: 16", "hidden: 32"))
+    assert recbole(capsys, recipe, "FPMC", *more)[0] == 0
+    assert (folder / "metrics.json").stat().st_mtime_ns == before
+
+
+def test_every_option_that_a_model_reads_is_taken() -> None:
+    """Every default of every model is an option of its, and so are keys that it reads without a default."""
+    load_recbole()
+    taken = 0
+    for model in sequential_models():
+        path = _properties() / "model" / f"{model}.yaml"
+        values = read_yaml(path).values if path.is_file() else {}
+        check_accepted(model, values, ())
+        taken += len(values)
+    assert taken > 200
+    check_accepted("HRM", {"reg_weight": [0.1], "learner": "Sparse_Adam", "learning_rate": 1}, ())
+    check_accepted("RecPodSASRec", {"recpod": {"hidden": 8}, "hidden_size": 8, "loss_type": "BPR"}, ())
+    with pytest.raises(ConfigError, match="selected_features"):
+        check_accepted("SASRec", {"selected_features": ["class"]}, ())
 
 
 @pytest.mark.parametrize("verb", ["train", "evaluate", "estimate"])

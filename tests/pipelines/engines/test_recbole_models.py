@@ -128,6 +128,8 @@ def test_options_come_from_recbole_s_keys_and_from_ours_first() -> None:
     options = options_of("sasrec", Config(MAX_ITEM_LIST_LENGTH=8, recpod={"hidden": 24, "mhc": True}))
     assert (options.hidden, options.blocks, options.feed_forward, options.max_length) == (24, 3, 48, 8)
     assert options.loss.name == "bpr" and options.mhc
+    options = options_of("sasrec", Config(MAX_ITEM_LIST_LENGTH=8, recpod={"loss": {"num_negatives": 7}}))
+    assert (options.loss.name, options.loss.num_negatives) == ("bpr", 7)
     assert options_of("ss4rec", Config(MAX_ITEM_LIST_LENGTH=8)).layers == 3
     with pytest.raises(ConfigError, match="recpod.hiden"):
         options_of("sasrec", Config(MAX_ITEM_LIST_LENGTH=8, recpod={"hiden": 24}))

@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from pipelines.cli import main
+from pipelines.config import load_config
 from pipelines.errors import RunError
 from pipelines.evaluation.compare import compare_runs, find_run, find_runs
 from pipelines.evaluation.ranking import metrics_from_ranks
@@ -187,6 +188,31 @@ def test_seeds_of_two_models_are_compared_by_their_means(tmp_path: Path) -> None
         compare_runs([runs_a[0], other], runs_b)
     with pytest.raises(RunError, match="differ in 'masked'"):
         compare_runs(runs_a, [runs_b[0], write_run(tmp_path / "open", side_b[1], seeds=[7], masked="nothing")])
+
+
+def test_seeds_of_one_side_are_of_one_configuration(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+
+    def seed(number: int, *sets: str) -> Path:
+        config = load_config("quickstart", [f"seed={number}", f"name=run-{number}", *sets])
+        path = tmp_path / f"run-{number}"
+        write_run(path, rng.integers(1, 30, 400), seeds=[number], model=config.resolved()["model"])
+        (path / "config.yaml").write_text(config.to_yaml())
+        metrics = json.loads((path / "metrics.json").read_text())
+        (path / "metrics.json").write_text(json.dumps({**metrics, "recipe": "quickstart"}))
+        return path
+
+    one, two = seed(1), seed(2)
+    lr, epochs = seed(3, "optimizer.lr=0.5"), seed(4, "training.epochs=77")
+    assert compare_runs([one, two], lr).queries == 400  # another recipe on the other side
+    for other in (lr, epochs):
+        with pytest.raises(RunError, match=f"{other.name}: this is of another configuration than run-1"):
+            compare_runs([one, other], two)
+    (lr / "config.yaml").unlink()  # then the model alone can tell
+    assert compare_runs([one, lr], two).queries == 400
+    (lr / "metrics.json").write_text((lr / "metrics.json").read_text().replace('"hidden": ', '"hidden": 1'))
+    with pytest.raises(RunError, match="run-3: this is another model"):
+        compare_runs([one, lr], two)
 
 
 def test_seeds_are_named_by_commas_or_a_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

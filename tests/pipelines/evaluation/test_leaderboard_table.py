@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipelines.errors import RunError
-from pipelines.evaluation.leaderboard_table import read_records, tables
+from pipelines.evaluation.leaderboard_table import NOTE, read_records, tables
 
 
 def result(**changes: Any) -> dict[str, Any]:
@@ -67,6 +67,7 @@ def test_seeds_of_a_configuration_are_a_row_and_others_are_told_apart() -> None:
 def test_the_baseline_that_is_told_the_time_stands_with_those_that_are() -> None:
     assert "| *popularity* | - | 0.1000 | 0.0500 | - | - |" in shown(result())
     assert "last 7 days" not in shown(result())
+    assert "told when it is asked stands below models that are told it too, and nowhere else" in NOTE
     older = result(baselines={}, seed=2)  # a run from before there were any
     assert "| *popularity* | - | 0.1000 | 0.0500 | - | - |" in shown(older, result())
     assert "| *popularity, last 7 days* | - | 0.5000 | 0.2500 | - | - |" in shown(result(query_time="aware"))
