@@ -168,6 +168,7 @@ def fake_recbole(folder: Path, recorded: bytes) -> None:
 def test_recbole_package_is_read_without_importing_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_recbole(tmp_path / "site", BODY)
     monkeypatch.setattr(sys, "path", [str(tmp_path / "site"), *sys.path])
+    monkeypatch.delitem(sys.modules, "recbole", raising=False)  # another test may have loaded it
     dataset = spec(recbole_example="recbole/example/toy.txt")
     fetched = bring(tmp_path / "cache", dataset)
     assert fetched.path == tmp_path / "site/recbole/example/toy.txt"

@@ -1,6 +1,8 @@
 """Checkpoints are whole or absent, and the previous one survives."""
 
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -90,7 +92,18 @@ def test_what_a_killed_process_left_is_cleared_and_brought_back(tmp_path: Path) 
     assert torch.equal(load_checkpoint(tmp_path / "step-1")["x"], torch.zeros(1))
 
 
+class Hidden:
+    """Whoever unpickles it makes a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, (str(self.folder),)
+
+
 def test_code_cannot_hide_in_a_checkpoint(tmp_path: Path) -> None:
-    path = save_checkpoint(tmp_path, 1, {"x": Path("pickled object")})
+    path = save_checkpoint(tmp_path, 1, {"x": Hidden(tmp_path / "made")})
     with pytest.raises(RunError, match="cannot be read"):
         load_checkpoint(path)
+    assert not (tmp_path / "made").exists()
