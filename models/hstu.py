@@ -24,8 +24,8 @@ from models.layers.dropout import Dropout
 from models.layers.hstu import HSTUBlockOptions, HSTULayer, HSTULayout
 from models.layers.position import CountedFrom, LearnedPositions
 from models.layers.relative_bias import BiasKind
-from models.losses import LossOptions, compute_loss
-from models.tasks import LossOutput, Retrieval, default_generator
+from models.losses import LossOptions, Seen, compute_loss
+from models.tasks import Retrieval, default_generator
 
 Similarity = Literal["cosine", "dot"]
 Positions = Literal["oldest", "newest", "none"]
@@ -158,15 +158,11 @@ class HSTU(Retrieval):
             x = block(x, layout)
         return x
 
-    def loss(self, batch: SequenceBatch) -> LossOutput:
-        """The training loss over all positions of the batch that have a target."""
-        states, targets = self.token_states(batch), batch.targets  # [T, D], [T]
-        if not batch.all_targets:  # choosing tokens makes a GPU wait; a training batch has a target at every one
-            states, targets = states[targets > 0], targets[targets > 0]
+    def catalogue_loss(self, states: Tensor, targets: Tensor, seen: Seen | None) -> Tensor:
+        """The summed loss of ``targets`` ``[M]`` for ``states`` ``[M, D]``, by similarity over temperature."""
         states = self._measured(states) / self.options.temperature
         table, generator = self._measured(self.item_embedding.weight), default_generator(states.device)
-        total = compute_loss(self.loss_options, states, table, targets, generator, self.popularity)
-        return LossOutput(total, targets.numel())
+        return compute_loss(self.loss_options, states, table, targets, generator, self.popularity, seen, self.drawn)
 
     def encode(self, batch: SequenceBatch) -> Tensor:
         """The state of each row's newest token, of length 1 for ``cosine``, ``[U, D]``."""

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_iter
 
 from models.batch import SequenceBatch
 from models.hstu import HSTU, HSTUOptions
-from models.losses import LossOptions
+from models.losses import Drawn, LossOptions
 from tests.models.conftest import random_batch
 
 
@@ -140,6 +140,31 @@ def test_one_similarity_in_training_and_evaluation(batch: SequenceBatch) -> None
         expected = functional.cross_entropy(scores / temperature, targets - 1, reduction="sum")
         assert torch.allclose(task.loss(batch).sum, expected, rtol=1e-4)
         assert task.loss(batch).count == 18
+
+
+def test_seen_items_are_no_candidates_where_the_loss_leaves_them_out(batch: SequenceBatch) -> None:
+    loss = LossOptions(precision="float32", exclude_seen=True)
+    task, everything = model(query_time="blind", loss=loss), torch.arange(1, 31)
+    expected = torch.zeros(())
+    for row in range(4):
+        for n in range(1, int(batch.lengths[row]) + 1):
+            asked, token = prefix(batch, row, n), int(batch.offsets[row]) + n - 1
+            target = int(batch.targets[token])
+            scores = task.score_block(task.encode(asked), everything)[0] / task.options.temperature
+            seen = torch.zeros(31, dtype=torch.bool)
+            seen[asked.items] = True
+            seen[target] = False
+            scores = scores.masked_fill(seen[1:], float("-inf"))
+            expected = expected + functional.cross_entropy(scores, torch.tensor(target - 1))
+    assert torch.allclose(task.loss(batch).sum, expected, rtol=1e-4)
+
+
+def test_negatives_drawn_beforehand_are_used(batch: SequenceBatch) -> None:
+    """All items drawn once each: the sampled softmax is the full one."""
+    sampled = model(loss=LossOptions(name="sampled_softmax", precision="float32"))
+    sampled.drawn = Drawn(torch.arange(1, 31), 30)
+    full = model(loss=LossOptions(precision="float32"))
+    assert torch.allclose(sampled.loss(batch).sum, full.loss(batch).sum, rtol=1e-4)
 
 
 def test_an_item_s_length_does_not_change_its_cosine(batch: SequenceBatch) -> None:
