@@ -1,6 +1,6 @@
-"""Training speed of SS4Rec on two CPU cores: against the published formulation, against a padded pass, and an epoch.
+"""Training speed of SS4Rec on two CPU cores: against the published formulation and against a padded pass.
 
-    RECPOD_MIRROR=FOLDER python -m benchmarks.train_speed [--rounds 5] [--epochs 3] [--only speed|epoch]
+    RECPOD_MIRROR=FOLDER python -m benchmarks.train_speed [--rounds 5]
 
 Everything runs in one process, on the recipe ``ml1m``, with real batches through the project's own data path:
 
@@ -12,7 +12,7 @@ Everything runs in one process, on the recipe ``ml1m``, with real batches throug
   of which counts.
 
 A round gives each variant its turn, so that a busy machine slows all alike; medians over rounds are quoted. Writes
-``front-train-speed-vs-published``, ``front-train-speed-vs-padded-pass`` and ``front-ml1m-epoch-seconds``.
+``front-train-speed-vs-published`` and ``front-train-speed-vs-padded-pass``.
 """
 
 from __future__ import annotations
@@ -226,40 +226,6 @@ PEERS = {
 }
 
 
-def measure_epochs(bench: Bench, epochs: int, torch_path: bool) -> dict[str, list[float]]:
-    """Seconds of real training epochs, without validation; the step that compiles the kernels is done before."""
-    seconds: dict[str, list[float]] = {}
-    for name, path, count in (("ours", None, epochs), ("ours, torch path", "torch", int(torch_path))):
-        trainer = bench.trainer(f"epochs {name}")
-        with kernels(path):
-            bench.trained("warm-up", path, 1).step()
-            for _ in range(count):
-                begin = time.perf_counter()
-                trainer.train_epoch()
-                trainer.state.to_validate = False
-                seconds.setdefault(name, []).append(time.perf_counter() - begin)
-                print(f"epoch, {name}: {seconds[name][-1]:.1f} s", flush=True)
-    return seconds
-
-
-def report_epochs(bench: Bench, seconds: Mapping[str, list[float]], command: str, folder: Path) -> None:
-    """The epoch's result file."""
-    value, plain = statistics.median(seconds["ours"]), seconds.get("ours, torch path")
-    targets = int(bench.data.windows.lengths.sum())
-    write_result(
-        claim="front-ml1m-epoch-seconds",
-        value=round(value, 2),
-        unit=f"s, a whole training epoch of {targets:,} targets, {bench.config.dataset.name}, "
-        f"{torch.get_num_threads()} threads, without validation, median of {len(seconds['ours'])}",
-        target="< 60",
-        met=value < 60,
-        peer=f"without numba (PyTorch alone) in the same run: {plain[0]:.1f} s" if plain else "none in this run",
-        command=command,
-        runs={"seconds": {name: [round(value, 2) for value in values] for name, values in seconds.items()}},
-        folder=folder,
-    )
-
-
 def prepare(options: argparse.Namespace, work: Path) -> tuple[RunConfig, stages.Prepared]:
     """The recipe and its data; with ``--synthetic`` a small made-up store."""
     config = load_config("ml1m", [f"dataset.name={options.dataset}", *options.sets])
@@ -277,10 +243,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--synthetic", action="store_true", help="a small made-up store instead; for trials only")
     parser.add_argument("--set", dest="sets", action="append", default=[], metavar="KEY=VALUE", help="of the recipe")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--no-torch-epoch", action="store_true", help="leave out the epoch without numba")
     parser.add_argument("--published-rows", type=int, nargs="+", default=list(PUBLISHED_BATCHES))
-    parser.add_argument("--only", choices=("speed", "epoch"), help="one part alone")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result files")
     options = parser.parse_args(arguments)
@@ -289,12 +252,8 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="train-speed-") as work:
         config, prepared = prepare(options, Path(work))
         bench = Bench(config, prepared, Path(work))
-        if options.only != "epoch":
-            speeds = measure_speed(bench, options.rounds, tuple(options.published_rows))
-            report_speed(bench, speeds, command + (" --synthetic" if options.synthetic else ""), options.out)
-        if options.only != "speed":
-            seconds = measure_epochs(bench, options.epochs, not options.no_torch_epoch)
-            report_epochs(bench, seconds, command + (" --synthetic" if options.synthetic else ""), options.out)
+        speeds = measure_speed(bench, options.rounds, tuple(options.published_rows))
+        report_speed(bench, speeds, command + (" --synthetic" if options.synthetic else ""), options.out)
 
 
 if __name__ == "__main__":

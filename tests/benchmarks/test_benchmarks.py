@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import quickstart, resume_kills, train_speed
+from benchmarks import epoch_seconds, quickstart, resume_kills, train_speed
 from benchmarks.published_formulation import PublishedSS4Rec, prefixes, recursive_scan
 from benchmarks.result_file import RESULTS
 from benchmarks.step_floor import DIAGONAL, SELECTIVE, SOFTMAX, floor, step_work
@@ -124,23 +124,30 @@ def test_train_speed_writes_its_results(tmp_path: Path) -> None:
     small = ["hidden=16", "s5_state=4", "d_state=4", "layers=1"]
     sets = [part for value in small for part in ("--set", f"model.{value}")]
     sets += ["--set", "loader.max_length=16", "--set", "loader.rows_per_batch=32"]
-    train_speed.main(
-        ["--synthetic", "--rounds", "2", "--epochs", "1", "--published-rows", "2", "--out", str(tmp_path), *sets]
-    )
+    train_speed.main(["--synthetic", "--rounds", "2", "--published-rows", "2", "--out", str(tmp_path), *sets])
     found = results(tmp_path)
-    assert set(found) == {
-        "front-train-speed-vs-published",
-        "front-train-speed-vs-padded-pass",
-        "front-ml1m-epoch-seconds",
-    }
+    assert set(found) == {"front-train-speed-vs-published", "front-train-speed-vs-padded-pass"}
     runs = found["front-train-speed-vs-published"]["runs"]
     assert set(runs["targets_per_second"]) == {"ours", "ours, torch path", "padded pass", "published, 2 rows"}
     assert all(len(values) == 2 and min(values) > 0 for values in runs["targets_per_second"].values())
-    assert runs["floor"]["seconds"] > 0 and set(found["front-ml1m-epoch-seconds"]["runs"]["seconds"]) == {
-        "ours",
-        "ours, torch path",
-    }
+    assert runs["floor"]["seconds"] > 0
     assert "train speed vs published" in tables(list(found.values()))
+
+
+def test_an_epoch_of_each_recipe_is_timed_and_of_the_first_one_without_numba(tmp_path: Path) -> None:
+    sets = ["--set", "loader.max_length=16", "--set", "loader.rows_per_batch=32"]
+    epoch_seconds.main(["ml1m", "hstu-ml1m", "--synthetic", "--epochs", "2", "--out", str(tmp_path), *sets])
+    found = results(tmp_path)
+    assert {name: list(one["runs"]["seconds"]) for name, one in found.items()} == {
+        "front-ml1m-epoch-seconds": ["ours", "ours, torch path"],
+        "hstu-ml1m-epoch-seconds": ["ours"],
+    }
+    assert all(len(one["runs"]["seconds"]["ours"]) == 2 and one["met"] for one in found.values())
+
+
+def test_a_recipe_without_a_claim_is_not_timed(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        epoch_seconds.main(["quickstart", "--out", str(tmp_path)])
 
 
 # --- kills ---
