@@ -8,7 +8,8 @@ the data are made up and nothing converges to anything. Every part writes its fi
 * ``front-gpu-kernels``: every kernel path that runs here against the reference in float64, forward and backward, in
   float32 and bfloat16, on odd and on real shapes; the whole model; two equal runs; a resumed run.
 * ``front-gpu-train-speed``: targets per second of the Trainer's step, by kernel path, batch and precision.
-* ``sasrec-gpu-epoch-seconds``: SASRec and TiSASRec: checks, an ML-1M epoch, memory (benchmarks/gpu_sasrec.py).
+* ``sasrec-gpu-epoch-seconds``: SASRec and TiSASRec: checks, an ML-1M epoch, memory (benchmarks/gpu_sasrec.py);
+  ``sasrec-gpu-resident-epoch-seconds``: the epoch with the events on the GPU and with batches from the host.
 * what benchmarks/gpu_hstu.py measures, where it is there.
 * ``gpu-convergence-aware.json`` (or blind), only with a store: the Trainer in the time that is left; what validation
   chose is tested.
@@ -23,6 +24,8 @@ import json
 import os
 import tempfile
 import time
+import traceback
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -173,6 +176,24 @@ def converge(bench: Bench, seconds: float, epochs: int) -> dict[str, Any]:
     }
 
 
+def report_convergence(bench: Bench, end: float, epochs: int, out: Path) -> None:
+    """Write what a training until ``end`` (of the monotonic clock) comes to, if there is time for one."""
+    if (left := end - time.monotonic()) > 0:
+        found = converge(bench, left, epochs)
+        out.mkdir(parents=True, exist_ok=True)
+        path = out / f"gpu-convergence-{bench.options.query_time}.json"
+        path.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def attempt(name: str, part: Callable[[], bool | None]) -> bool:
+    """Whether a part went through with its checks; one that breaks says how, and the others go on."""
+    try:
+        return part() is not False
+    except Exception:  # compilers and drivers raise what they like
+        print(f"FAILED   {name}:\n{traceback.format_exc()}", flush=True)
+        return False
+
+
 def hstu_figures(out: Path) -> None:
     """HSTU's own figures, from a module that may not be there."""
     if importlib.util.find_spec("benchmarks.gpu_hstu") is None:
@@ -208,23 +229,20 @@ def main(arguments: list[str] | None = None) -> int:
         loader = replace(LOADER, max_length=16, rows_per_batch=4) if options.quick else LOADER
         bench = Bench(options.device, store, sizes, work, loader)
         print(f"{device_name(bench.device)}, torch {torch.__version__}, {chosen_paths(options.device)}", flush=True)
-        passed = True
-        if "checks" in options.parts:
-            passed = report_checks(bench, check_part(bench, options.quick), command, out)
-        if "speed" in options.parts:
-            rows, seconds = ((4,), 0.1) if options.quick else ((128, 512, 2048), 5.0)
-            report_speed(bench, speed_part(bench, rows, seconds), command, out)
-        if "sasrec" in options.parts:
-            passed = gpu_sasrec.figures(bench, command, out, quick=options.quick) and passed
-        if "hstu" in options.parts and options.device == "cuda":
-            hstu_figures(out)
-        left = options.seconds - (time.monotonic() - begin) - EVALUATION_MARGIN
-        if options.store and "converge" in options.parts and left > 0:
-            found = converge(bench, left, options.epochs)
-            out.mkdir(parents=True, exist_ok=True)
-            (out / f"gpu-convergence-{options.query_time}.json").write_text(json.dumps(found, indent=2) + "\n")
+        rows, seconds = ((4,), 0.1) if options.quick else ((128, 512, 2048), 5.0)
+        parts: dict[str, Callable[[], bool | None]] = {
+            "checks": lambda: report_checks(bench, check_part(bench, options.quick), command, out),
+            "speed": lambda: report_speed(bench, speed_part(bench, rows, seconds), command, out),
+            "sasrec": lambda: gpu_sasrec.figures(bench, command, out, quick=options.quick),
+        }
+        if options.device == "cuda":
+            parts["hstu"] = lambda: hstu_figures(out)
+        if options.store:
+            end = begin + options.seconds - EVALUATION_MARGIN
+            parts["converge"] = lambda: report_convergence(bench, end, options.epochs, out)
+        passed = [attempt(name, part) for name, part in parts.items() if name in options.parts]
     print(f"{time.monotonic() - begin:.0f} s, results in {out}")
-    return 0 if passed else 1
+    return 0 if all(passed) else 1
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ usage() {
   cat <<'HELP'
 Usage: benchmarks/gpu.sh [--store FOLDER] [--seconds 540] [OPTION of benchmarks/gpu.py...]
 
-Kernels against the reference, training speed, repeated and resumed runs, an epoch of SASRec and TiSASRec, HSTU's
-figures; with a sequence store also a short training.
+Kernels against the reference, training speed, repeated and resumed runs, an epoch of SASRec and TiSASRec, the step as a
+CUDA graph, HSTU's figures; with a sequence store also a short training.
 With pytest installed, the tests of the Triton kernels run natively first. Writes JSON files into OUT.
 
 Environment: PYTHON (default python3), RECPOD_STORE (as --store), RECPOD_COMMIT (named in the results where there is no
@@ -27,8 +27,18 @@ main() {
   export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
   mkdir -p "$OUT"
   triton_tests "$python" "$root" || failed=1
+  graphed_step "$python" "$@" || failed=1
   "$python" -m benchmarks.gpu --seconds "$((540 - SECONDS + begin))" "$@" || failed=1
   exit "$failed"
+}
+
+# A process of its own, and first: what it breaks of the GPU's state is gone with it.
+graphed_step() { # PYTHON [OPTION of benchmarks/gpu.py...]
+  if ! "$1" -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null; then
+    echo "no GPU here: no CUDA graph"
+    return
+  fi
+  timeout 100 "$1" -m benchmarks.gpu_graph "${@:2}" || { echo "FAILED   the step as a CUDA graph" && return 1; }
 }
 
 # The tests' own verdict, where the machine has what they need.

@@ -79,11 +79,17 @@ def synchronise(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def endless(data: TrainingData) -> Iterator[SequenceBatch]:
+def batches_of(trainer: Trainer, epoch: int) -> Iterator[SequenceBatch]:
+    """The batches of an epoch, made where ``loader.resident`` says."""
+    data, gather = trainer.data, trainer.resident or trainer.data.gather
+    return training_batches(data.store, data.windows, data.loader, seed=data.seed, epoch=epoch, gather=gather)
+
+
+def endless(trainer: Trainer) -> Iterator[SequenceBatch]:
     """Batches, epoch after epoch."""
     epoch = 0
     while True:
-        yield from training_batches(data.store, data.windows, data.loader, seed=data.seed, epoch=epoch)
+        yield from batches_of(trainer, epoch)
         epoch += 1
 
 
@@ -91,7 +97,7 @@ def measure_speed(bench: Bench, name: str, rows: int, precision: str, seconds: f
     """Targets per second of one way to train, in steps of ten until ``seconds`` are over; peak memory of the device."""
     loader = replace(bench.loader, rows_per_batch=rows)
     trainer = bench.trainer(f"speed-{name}", loader, training=TrainingOptions(precision=precision))
-    batches = endless(trainer.data)
+    batches = endless(trainer)
     trainer.task.train()
     for _ in range(3):  # compiles and allocates
         trainer.update([next(batches)])

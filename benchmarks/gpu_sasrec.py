@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_bench import SEED, Bench, device_name, measure_speed, synchronise
+from benchmarks.gpu_bench import SEED, Bench, batches_of, device_name, measure_speed, synchronise
 from benchmarks.gpu_checks import Check, model_check, timed
 from benchmarks.plain_trainer import plain_trainer
 from benchmarks.result_file import write_result
@@ -23,7 +23,7 @@ from models.kernels import chosen_paths
 from models.sasrec import SASRec, SASRecOptions
 from models.tasks import Retrieval
 from models.tisasrec import TiSASRec, TiSASRecOptions
-from pipelines.data.loader import LoaderOptions, training_batches
+from pipelines.data.loader import LoaderOptions
 from pipelines.training.trainer import Trainer, TrainingOptions
 
 EPOCH_TARGET = 2.0  # seconds
@@ -39,6 +39,7 @@ class Case:
         precision: of the layers.
         changed: options of the model that are not the recipe's.
         epochs: whole epochs that are timed besides; 0 for none.
+        resident: whether batches are gathered on the device from events that lie there (``on``), or on the host.
     """
 
     model: type[Retrieval]
@@ -46,16 +47,19 @@ class Case:
     precision: str = "auto"
     changed: dict[str, Any] = field(default_factory=dict)
     epochs: int = 0
+    resident: str = "on"
 
     @property
     def name(self) -> str:
         """As in the result file."""
         changed = "".join(f", {key} {value}" for key, value in self.changed.items())
-        return f"{self.model.__name__}, {self.rows} rows, {self.precision}{changed}"
+        made = "" if self.resident == "on" else ", batches from the host"
+        return f"{self.model.__name__}, {self.rows} rows, {self.precision}{changed}{made}"
 
 
 CASES = (
     Case(SASRec, 128, epochs=3),
+    Case(SASRec, 128, epochs=3, resident="off"),
     Case(SASRec, 512, epochs=3),
     Case(SASRec, 128, precision="float32"),
     Case(SASRec, 128, changed={"dropout": 0.0}),
@@ -74,6 +78,7 @@ class FamilyBench(Bench):
 
     def __init__(self, bench: Bench, case: Case, quick: bool) -> None:
         loader = replace(bench.loader, windows="newest", rows_per_batch=4 if quick else case.rows)
+        loader = replace(loader, resident=case.resident)
         super().__init__(str(bench.device), bench.store, bench.options, bench.work / case.name.replace(" ", ""), loader)
         sizes: dict[str, Any] = {"hidden": 16} if quick else {}
         self.case, self.sizes = case, {**sizes, "max_length": loader.max_length, **case.changed}
@@ -93,12 +98,11 @@ class FamilyBench(Bench):
 def epoch_seconds(bench: FamilyBench) -> tuple[list[float], int]:
     """Wall seconds of whole epochs, and the targets of one; one short warm-up before."""
     trainer = bench.trainer("epochs", bench.loader, training=TrainingOptions(precision=bench.case.precision))
-    data, found, targets = trainer.data, [], int(trainer.data.windows.lengths.sum())
+    found, targets = [], int(trainer.data.windows.lengths.sum())
     trainer.task.train()
     for epoch in range(bench.case.epochs + 1):
-        batches = training_batches(data.store, data.windows, data.loader, seed=SEED, epoch=epoch)
         begin, before = synchronise(bench.device), trainer.state.targets
-        for number, batch in enumerate(batches):
+        for number, batch in enumerate(batches_of(trainer, epoch)):
             if epoch == 0 and number == 3:
                 break
             trainer.update([batch])
@@ -167,4 +171,23 @@ def figures(bench: Bench, command: str, out: Path, *, quick: bool) -> bool:
         },
         folder=out,
     )
+    report_resident(bench, found, command, out)
     return all(check.passed is not False for check in passed)
+
+
+def report_resident(bench: Bench, found: dict[str, dict[str, Any]], command: str, out: Path) -> None:
+    """An epoch with the events on the device beside one whose batches come from the host, both of this run."""
+    cases = [case for case in CASES if case.epochs and case.model is SASRec and case.rows == CASES[0].rows]
+    seconds = {case.resident: statistics.median(found[case.name]["epoch_seconds"]) for case in cases}
+    write_result(
+        claim=f"sasrec-{'gpu' if bench.device.type == 'cuda' else bench.device.type}-resident-epoch-seconds",
+        value=round(seconds["on"], 3),
+        unit="s, a training epoch of SASRec with the training events on the device, median; "
+        f"{found[cases[0].name]['targets_of_epoch']:,} targets, {bench.store.manifest['source']['name']}",
+        target=f"< {seconds['off']:.3f} (the same with batches made on the host and copied)",
+        met=seconds["on"] < seconds["off"],
+        peer="loader.resident: off in the same run",
+        command=command,
+        runs={"cases": {case.name: found[case.name] for case in cases}, "device": device_name(bench.device)},
+        folder=out,
+    )

@@ -7,7 +7,7 @@ the default path is padded; a model whose kernel needs a rectangle makes its own
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -67,6 +67,23 @@ class Jagged:
 
 
 @dataclass(frozen=True)
+class FixedShape:
+    """What is known on the host of a batch whose tensors have the same shapes at every step.
+
+    Such a batch is filled up with rows that nobody reads, and with tokens without a target, which weigh nothing in the
+    loss rather than being left out: nothing that is done with it depends on a value that the host would have to ask
+    the device for.
+
+    Attributes:
+        longest: no row has more tokens.
+        targets: how many tokens have a target.
+    """
+
+    longest: int
+    targets: int
+
+
+@dataclass(frozen=True)
 class SequenceBatch:
     """Queries: each row is the newest part of one user's history, and what is asked about it.
 
@@ -87,6 +104,7 @@ class SequenceBatch:
         context: features of the user, each ``[U]`` int64, 0 where unknown.
         context_offsets: ``[U + 1]`` int64 for those context features that are jagged themselves.
         all_targets: every token has a target; False where nobody looked.
+        fixed: of a batch of fixed shape; None: as long as its rows are.
     """
 
     offsets: Tensor
@@ -102,6 +120,7 @@ class SequenceBatch:
     context: dict[str, Tensor] | None = None
     context_offsets: dict[str, Tensor] | None = None
     all_targets: bool = False
+    fixed: FixedShape | None = None
 
     @property
     def num_rows(self) -> int:
@@ -117,6 +136,11 @@ class SequenceBatch:
     def lengths(self) -> Tensor:
         """Events in each row, ``[U]`` int64."""
         return self.offsets[1:] - self.offsets[:-1]
+
+    @property
+    def longest(self) -> int | None:
+        """A bound of the rows' lengths where the host knows one, that is in a batch of fixed shape."""
+        return None if self.fixed is None else self.fixed.longest
 
     def jagged(self, values: Tensor) -> Jagged:
         """``values`` ``[T, ...]`` with this batch's row borders."""
@@ -135,6 +159,18 @@ class SequenceBatch:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> SequenceBatch:
         """The same batch on ``device``."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Every tensor, always in the same order."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            for entry in value.values() if isinstance(value, dict) else (value,):
+                if isinstance(entry, Tensor):
+                    yield entry
+
+    def clone(self) -> SequenceBatch:
+        """The same batch in memory of its own."""
+        return self._map(lambda tensor: tensor.clone())
 
     def pin_memory(self) -> SequenceBatch:
         """The same batch in page-locked memory, for copies that overlap with computing."""

@@ -110,9 +110,9 @@ class SASRecBlock(nn.Module):
         self.feed_forward = FeedForward(width, options.inner, options.activation, options.dropout)
         self.feed_forward_residual = Residual(width, options.norm, options.streams)
 
-    def forward(self, x: Tensor, offsets: Tensor) -> Tensor:
+    def forward(self, x: Tensor, offsets: Tensor, longest: int | None = None) -> Tensor:
         """``x`` ``[T, D]`` (``[T, n, D]`` with hyper-connections) over packed rows to the same shape."""
-        x = self.attention_residual(x, lambda query, context: self.attention(query, context, offsets))
+        x = self.attention_residual(x, lambda query, context: self.attention(query, context, offsets, longest))
         return self.feed_forward_residual(x, lambda query, _: self.feed_forward(query))
 
     def newest(self, x: Tensor, offsets: Tensor) -> Tensor:
@@ -139,6 +139,7 @@ class SASRec(Retrieval):
     def __init__(self, num_items: int, options: SASRecOptions) -> None:
         super().__init__(num_items, options.hidden, options.loss)
         self.options = options
+        self.takes_fixed_shapes = not options.mhc
         self.positions = LearnedPositions(options.max_length, options.hidden, options.positions)
         self.dropout = Dropout(options.dropout)
         self.blocks = nn.ModuleList(SASRecBlock(options) for _ in range(options.blocks))
@@ -149,7 +150,7 @@ class SASRec(Retrieval):
         """The state after each token, ``[T, D]``."""
         x = self._inputs(batch)
         for block in self.blocks:
-            x = block(x, batch.offsets)
+            x = block(x, batch.offsets, batch.longest)
         return self.output_norm(merge_streams(x) if self.options.mhc else x)
 
     def encode(self, batch: SequenceBatch) -> Tensor:
@@ -168,7 +169,7 @@ class SASRec(Retrieval):
         x = self.item_embedding(batch.items)  # [T, D]
         if self.options.scale_embedding:
             x = x * math.sqrt(self.options.hidden)
-        x = self.dropout(x + self.positions(self.positions.places(batch.offsets, batch.num_tokens)))
+        x = self.dropout(x + self.positions(self.positions.places(batch.offsets, batch.num_tokens, batch.longest)))
         return split_streams(x, self.options.mhc_expansion_rate) if self.options.mhc else x
 
 

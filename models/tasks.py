@@ -34,7 +34,13 @@ class Retrieval(nn.Module):
         num_items: items in the catalogue; indices are 1 .. num_items, row 0 of the table is padding.
         hidden: width ``D`` of states and item vectors.
         loss: which loss, and its options.
+
+    Attributes:
+        takes_fixed_shapes: with a batch of fixed shape the model asks the device for nothing (see
+            :class:`models.batch.FixedShape`).
     """
+
+    takes_fixed_shapes = False
 
     def __init__(self, num_items: int, hidden: int, loss: LossOptions) -> None:
         super().__init__()
@@ -51,16 +57,34 @@ class Retrieval(nn.Module):
     def loss(self, batch: SequenceBatch) -> LossOutput:
         """The training loss over all positions of the batch that have a target."""
         states, targets, chosen = self.token_states(batch), batch.targets, None  # [T, D], [T]
+        if batch.fixed is not None:
+            return LossOutput(self._fixed_loss(states, batch), batch.fixed.targets)
         if not batch.all_targets:  # choosing tokens makes a GPU wait; a training batch has a target at every one
             chosen = targets > 0
             states, targets = states[chosen], targets[chosen]
         seen = Seen.of_rows(batch.items, batch.offsets, chosen) if self.loss_options.exclude_seen else None
         return LossOutput(self.catalogue_loss(states, targets, seen), targets.numel())
 
+    def _fixed_loss(self, states: Tensor, batch: SequenceBatch) -> Tensor:
+        """The summed loss of a batch of fixed shape: what a token without a target adds to value and gradients is 0.
+
+        A zero state makes its gradient with respect to every item vector zero, and no gradient flows back through it.
+        """
+        counted = batch.targets > 0
+        states = states.masked_fill(~counted[:, None], 0.0)
+        excludes = self.loss_options.exclude_seen
+        seen = Seen.of_rows(batch.items, batch.offsets, longest=batch.longest) if excludes else None
+        return self._table_loss(states, batch.targets.clamp(min=1), seen, counted)
+
     def catalogue_loss(self, states: Tensor, targets: Tensor, seen: Seen | None) -> Tensor:
         """The summed loss of ``targets`` ``[M]`` for ``states`` ``[M, D]``; ``seen`` where the loss leaves it out."""
+        return self._table_loss(states, targets, seen, None)
+
+    def _table_loss(self, states: Tensor, targets: Tensor, seen: Seen | None, counted: Tensor | None) -> Tensor:
+        """As :meth:`catalogue_loss`, of the tokens that ``counted`` ``[M]`` names; the states of the others are 0."""
         table, generator = self.item_embedding.weight, default_generator(states.device)
-        return compute_loss(self.loss_options, states, table, targets, generator, self.popularity, seen, self.drawn)
+        drawn, popularity = self.drawn, self.popularity
+        return compute_loss(self.loss_options, states, table, targets, generator, popularity, seen, drawn, counted)
 
     def encode(self, batch: SequenceBatch) -> Tensor:
         """The state of each row's newest token, ``[U, D]``."""

@@ -32,10 +32,10 @@ class SelfAttention(nn.Module):
         self.out_proj = nn.Linear(width, width)
         nn.init.xavier_uniform_(self.in_proj_weight)
 
-    def forward(self, query: Tensor, context: Tensor, offsets: Tensor) -> Tensor:
-        """``query`` and ``context`` ``[T, D]`` over packed rows to ``[T, D]``."""
+    def forward(self, query: Tensor, context: Tensor, offsets: Tensor, longest: int | None = None) -> Tensor:
+        """``query`` and ``context`` ``[T, D]`` over packed rows, ``longest`` where it is known, to ``[T, D]``."""
         q, k, v = self._projected(query, context)
-        out = packed_attention(q, k, v, offsets, dropout=self.dropout if self.training else 0.0)
+        out = packed_attention(q, k, v, offsets, dropout=self.dropout if self.training else 0.0, longest=longest)
         return self.out_proj(out.flatten(1))
 
     def newest(self, query: Tensor, context: Tensor, offsets: Tensor) -> Tensor:

@@ -31,14 +31,20 @@ class LearnedPositions(nn.Module):
         self.max_length, self.counted_from = max_length, counted_from
         self.table = nn.Embedding(max_length, width)
 
-    def places(self, offsets: Tensor, tokens: int) -> Tensor:
+    def places(self, offsets: Tensor, tokens: int, longest: int | None = None) -> Tensor:
         """The place of each token, ``[T]`` int64.
+
+        Args:
+            offsets: ``[U + 1]`` int64, row borders.
+            tokens: ``T``.
+            longest: length of the longest row or a bound of it; where it is not given, a GPU's host waits for it.
 
         Raises:
             ValueError: a row is longer than ``max_length``.
         """
         rows = Jagged(torch.empty(tokens, 0, device=offsets.device), offsets)
-        longest = int(rows.lengths.max()) if rows.num_rows else 0
+        if longest is None:
+            longest = int(rows.lengths.max()) if rows.num_rows else 0
         if longest > self.max_length:
             raise ValueError(
                 f"a row has {longest} items, the model has learned positions for {self.max_length}: "

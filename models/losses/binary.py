@@ -14,6 +14,7 @@ from models.losses.gradients import (
     Precision,
     Wanted,
     compute_dtype,
+    counted_rows,
     pad_rows,
     product_rows,
     tokens_at_a_time,
@@ -45,6 +46,7 @@ def binary_cross_entropy(
     negatives: Tensor,
     *,
     target_weight: float = 1.0,
+    counted: Tensor | None = None,
     chunk: int | None = None,
     precision: Precision = "auto",
 ) -> Tensor:
@@ -61,6 +63,8 @@ def binary_cross_entropy(
         negatives: ``[K]`` int64, shared by all tokens, or ``[M, k]``, each token's own; 1 .. num_items, repeats are
             allowed.
         target_weight: ``beta``, 1 for plain BCE; see :func:`gbce_target_weight`.
+        counted: ``[M]`` bool, tokens whose values are summed; the states of the others must be zero, and so is then
+            what they add to the gradient of the table. None: all.
         chunk: tokens whose logits, or whose negatives' rows ``[chunk, k, D]``, are held at a time.
         precision: of the matrix products with shared negatives; all else is float32.
 
@@ -76,14 +80,14 @@ def binary_cross_entropy(
 
     def compute(wanted: Wanted) -> LossAndGradients:
         if own:
-            return _own_negatives(states, table, targets, negatives, target_weight, chunk, wanted)
-        return _shared_negatives(states, table, targets, negatives, target_weight, chunk, precision, wanted)
+            return _own_negatives(states, table, targets, negatives, target_weight, counted, chunk, wanted)
+        return _shared_negatives(states, table, targets, negatives, target_weight, counted, chunk, precision, wanted)
 
     return with_gradients(states, table, compute)
 
 
 def _terms(target_score: Tensor, scores: Tensor, valid: Tensor, target_weight: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The summed loss, and d loss / d score of target and negatives.
+    """Each token's loss, and d loss / d score of target and negatives.
 
     Args:
         target_score: ``[C, 1]``.
@@ -92,11 +96,11 @@ def _terms(target_score: Tensor, scores: Tensor, valid: Tensor, target_weight: f
         target_weight: ``beta``.
 
     Returns:
-        Scalar, ``[C, 1]`` and ``[C, k]``.
+        ``[C, 1]``, ``[C, 1]`` and ``[C, k]``.
     """
     counted = valid.to(scores.dtype)
     share = 1 / (1 + counted.sum(1, keepdim=True))  # [C, 1]
-    loss = (share * (target_weight * F.softplus(-target_score) + (F.softplus(scores) * counted).sum(1, True))).sum()
+    loss = share * (target_weight * F.softplus(-target_score) + (F.softplus(scores) * counted).sum(1, True))
     target_slope = torch.sigmoid(-target_score).mul_(share).mul_(-target_weight)
     return loss, target_slope, torch.sigmoid(scores).mul_(counted).mul_(share)
 
@@ -107,6 +111,7 @@ def _shared_negatives(
     targets: Tensor,
     negatives: Tensor,
     target_weight: float,
+    counted: Tensor | None,
     chunk: int | None,
     precision: Precision,
     wanted: Wanted,
@@ -126,7 +131,7 @@ def _shared_negatives(
         target_score = (chunk_states.to(wide) * target_rows).sum(1, keepdim=True)  # [C, 1]
         scores = torch.mm(pad_rows(chunk_states, padded), negative_rows.t())[:count].to(wide)  # [C, K]
         terms, target_slope, slope = _terms(target_score, scores, chunk_targets[:, None] != negatives, target_weight)
-        loss += terms
+        loss += counted_rows(terms, counted, rows).sum()
         if not wanted.any:
             continue
         weights = pad_rows(slope.to(dtype), padded)  # d loss / d scores
@@ -146,6 +151,7 @@ def _own_negatives(
     targets: Tensor,
     negatives: Tensor,
     target_weight: float,
+    counted: Tensor | None,
     chunk: int | None,
     wanted: Wanted,
 ) -> LossAndGradients:
@@ -163,7 +169,7 @@ def _own_negatives(
         scores = _products(negative_rows, chunk_states)  # [C, k]
         valid = chunk_negatives != chunk_targets[:, None]
         terms, target_slope, slope = _terms(target_score, scores, valid, target_weight)
-        loss += terms
+        loss += counted_rows(terms, counted, rows).sum()
         if grad_states is not None:
             push = (
                 slope * negative_rows[:, 0] if k == 1 else torch.bmm(slope[:, None, :], negative_rows)[:, 0]

@@ -10,6 +10,7 @@ from models.losses.gradients import (
     Precision,
     Wanted,
     compute_dtype,
+    counted_rows,
     pad_rows,
     product_rows,
     tokens_at_a_time,
@@ -30,6 +31,7 @@ def full_softmax(
     targets: Tensor,
     *,
     seen: Seen | None = None,
+    counted: Tensor | None = None,
     chunk: int | None = None,
     precision: Precision = "auto",
 ) -> Tensor:
@@ -46,6 +48,8 @@ def full_softmax(
         table: ``[num_items + 1, D]``; row 0 is padding: never a candidate, its gradient is zero.
         targets: ``[M]`` int64, 1 .. num_items.
         seen: items that are no candidates of a token, each token's own history; its target always is one.
+        counted: ``[M]`` bool, tokens whose values are summed; the states of the others must be zero, and so is then
+            what they add to the gradient of the table. None: all.
         chunk: tokens whose logits are held at a time; None chooses by the catalogue and the device.
         precision: of the matrix products; see :func:`models.losses.gradients.compute_dtype`.
 
@@ -53,7 +57,7 @@ def full_softmax(
         Scalar sum, float32 (float64 for float64 states). It can be differentiated once.
     """
     return with_gradients(
-        states, table, lambda wanted: _full_softmax(states, table, targets, seen, chunk, precision, wanted)
+        states, table, lambda wanted: _full_softmax(states, table, targets, seen, counted, chunk, precision, wanted)
     )
 
 
@@ -62,6 +66,7 @@ def _full_softmax(
     table: Tensor,
     targets: Tensor,
     seen: Seen | None,
+    counted: Tensor | None,
     chunk: int | None,
     precision: Precision,
     wanted: Wanted,
@@ -95,7 +100,7 @@ def _full_softmax(
         # The target's exponential in the sum is the unrounded one, so that the loss never falls below zero.
         others = _row_sums(exponentials, wide) - exponentials.gather(1, column).to(wide)  # [C, 1]
         total = others.clamp_(min=0) + target_logit.exp()
-        loss += (total.log() - target_logit).sum()
+        loss += counted_rows(total.log() - target_logit, counted, rows).sum()
         if not wanted.any:
             continue
         # d loss / d logit = exponentials / total - one-hot: at the target, exactly minus what the others hold.

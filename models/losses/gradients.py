@@ -161,6 +161,11 @@ def tokens_at_a_time(candidates: int, device: torch.device, chunk: int | None) -
     return min(max(fitting, _TOKENS_AT_LEAST), _TOKENS_AT_MOST)
 
 
+def counted_rows(values: Tensor, counted: Tensor | None, rows: slice) -> Tensor:
+    """``values`` ``[C, 1 or k]`` of the tokens ``rows``, zero for those that ``counted`` ``[M]`` leaves out."""
+    return values if counted is None else values.masked_fill(~counted[rows, None], 0.0)
+
+
 def product_rows(tokens: int, size: int) -> int:
     """Rows of a matrix product over ``tokens`` rows of a chunk of at most ``size``: rounded up, the rest is zero.
 

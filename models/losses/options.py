@@ -18,6 +18,8 @@ from models.losses.seen import Seen
 LossName = Literal["softmax", "sampled_softmax", "bce", "gbce", "bpr"]
 SamplerName = Literal["uniform", "popularity", "in_batch"]
 # gBCE: 256 negatives and t = 0.75 are what its authors recommend.
+ALL_OF_STEP = -1
+"""As a number of negatives: every item that is a target of the step."""
 _DEFAULT_NEGATIVES: dict[str, int] = {"sampled_softmax": 1024, "bce": 1, "gbce": 256, "bpr": 1}
 
 
@@ -31,11 +33,12 @@ class LossOptions:
     SASRec. ``gbce``: the same, calibrated for how few negatives are drawn, as in gSASRec. ``bpr``: each target against
     negatives of its own."""
     num_negatives: int | None = None
-    """Negatives of a token; null takes 1024 (sampled_softmax), 1 (bce, bpr) or 256 (gbce). Not used by softmax."""
+    """Negatives of a token; null takes 1024 (sampled_softmax), 1 (bce, bpr) or 256 (gbce). -1 (sampled_softmax with
+    ``sampler: in_batch``): every item that is a target of the step, once each. Not used by softmax."""
     sampler: SamplerName = "uniform"
     """``uniform``; ``popularity``: in proportion to training counts; or ``in_batch``: from the step's own targets. With
-    the latter two sampled_softmax corrects its logits by the log probability of the draw. gbce takes uniform alone: its
-    calibration is derived for it."""
+    the latter two sampled_softmax corrects its logits by the log probability of the draw, unless it takes all of the
+    step's items, which are not drawn. gbce takes uniform alone: its calibration is derived for it."""
     share_negatives: bool = False
     """bce and gbce: one set of negatives for all tokens of a step, which costs one matrix product, instead of a set a
     token. sampled_softmax always shares, bpr never does."""
@@ -58,8 +61,13 @@ class LossOptions:
         _check_choice("precision", self.precision, PRECISIONS)
         for field in ("num_negatives", "chunk"):
             value = getattr(self, field)
-            if value is not None and value < 1:
+            if value is not None and value < 1 and not (field == "num_negatives" and value == ALL_OF_STEP):
                 raise ValueError(f"{field} must be at least 1, not {value}")
+        if self.takes_all_of_step and (self.name, self.sampler) != ("sampled_softmax", "in_batch"):
+            raise ValueError(
+                f"num_negatives must be a number with {self.name} and the sampler {self.sampler}: all items of the "
+                "step (-1) are for sampled_softmax with the sampler in_batch"
+            )
         if not 0 <= self.calibration <= 1:
             raise ValueError(f"calibration must lie between 0 and 1, not {self.calibration}")
         if self.name == "gbce" and self.sampler != "uniform":
@@ -70,6 +78,11 @@ class LossOptions:
             )
         if self.share_negatives and self.name == "bpr":
             raise ValueError("share_negatives is not for bpr: each of its tokens has negatives of its own")
+
+    @property
+    def takes_all_of_step(self) -> bool:
+        """Whether every item that is a target of the step is a negative of all the others."""
+        return self.num_negatives == ALL_OF_STEP
 
     @property
     def shares(self) -> bool:
@@ -113,6 +126,8 @@ def draw_negatives(
     Raises:
         ValueError: popularity sampling, or a correction for it, asked for without the sampler.
     """
+    if options.takes_all_of_step:  # none is drawn, so none is likelier than another; without targets any item will do
+        return Drawn(torch.unique(targets) if targets.numel() else targets.new_ones(1), num_items)
     corrects = options.name == "sampled_softmax" and options.sampler != "uniform"
     if (options.sampler == "popularity" or corrects) and popularity is None:
         raise ValueError(f"sampler '{options.sampler}' needs the training counts")
@@ -138,6 +153,7 @@ def compute_loss(
     popularity: PopularitySampler | None = None,
     seen: Seen | None = None,
     drawn: Drawn | None = None,
+    counted: Tensor | None = None,
 ) -> Tensor:
     """The loss of the tokens that have a target, summed.
 
@@ -150,6 +166,7 @@ def compute_loss(
         popularity: see :func:`draw_negatives`.
         seen: the tokens' histories, needed where ``options.exclude_seen``.
         drawn: negatives drawn before, by whoever holds the whole table; None draws them here.
+        counted: ``[M]`` bool, tokens whose values are summed; the states of the others must be zero. None: all.
 
     Returns:
         Scalar sum, to be divided by the number of tokens; differentiable once.
@@ -162,10 +179,19 @@ def compute_loss(
         raise ValueError("exclude_seen needs the tokens' histories")
     if options.name == "softmax":
         excluded = seen if options.exclude_seen else None
-        return full_softmax(states, table, targets, seen=excluded, chunk=options.chunk, precision=options.precision)
+        return full_softmax(
+            states, table, targets, seen=excluded, counted=counted, chunk=options.chunk, precision=options.precision
+        )
     drawn = drawn or draw_negatives(options, table.shape[0] - 1, targets, generator, popularity)
+    return _against_drawn(options, states, table, targets, drawn, counted)
+
+
+def _against_drawn(
+    options: LossOptions, states: Tensor, table: Tensor, targets: Tensor, drawn: Drawn, counted: Tensor | None
+) -> Tensor:
+    """The loss against negatives; arguments as in :func:`compute_loss`."""
     if options.name == "bpr":
-        return bpr(states, table, targets, drawn.negatives, chunk=options.chunk)
+        return bpr(states, table, targets, drawn.negatives, counted=counted, chunk=options.chunk)
     if options.name in ("bce", "gbce"):
         weight = 1.0
         if options.name == "gbce":
@@ -176,6 +202,7 @@ def compute_loss(
             targets,
             drawn.negatives,
             target_weight=weight,
+            counted=counted,
             chunk=options.chunk,
             precision=options.precision,
         )
@@ -186,6 +213,7 @@ def compute_loss(
         drawn.negatives,
         log_q=drawn.log_q,
         target_log_q=drawn.target_log_q,
+        counted=counted,
         chunk=options.chunk,
         precision=options.precision,
     )

@@ -11,6 +11,7 @@ from models.losses.gradients import (
     Precision,
     Wanted,
     compute_dtype,
+    counted_rows,
     pad_rows,
     product_rows,
     tokens_at_a_time,
@@ -27,6 +28,7 @@ def sampled_softmax(
     *,
     log_q: Tensor | None = None,
     target_log_q: Tensor | None = None,
+    counted: Tensor | None = None,
     chunk: int | None = None,
     precision: Precision = "auto",
 ) -> Tensor:
@@ -44,6 +46,8 @@ def sampled_softmax(
         negatives: ``[K]`` int64, 1 .. num_items, repeats allowed, K at least 1.
         log_q: ``[K]``, log probability of drawing each negative; comes with ``target_log_q`` or not at all.
         target_log_q: ``[M]``, the same of each target.
+        counted: ``[M]`` bool, tokens whose values are summed; the states of the others must be zero, and so is then
+            what they add to the gradient of the table. None: all.
         chunk: tokens whose logits are held at a time.
         precision: of the matrix products; logits, softmax and sums are float32.
 
@@ -60,7 +64,7 @@ def sampled_softmax(
     correction = None if log_q is None or target_log_q is None else (log_q, target_log_q)
 
     def compute(wanted: Wanted) -> LossAndGradients:
-        return _sampled_softmax(states, table, targets, negatives, correction, chunk, precision, wanted)
+        return _sampled_softmax(states, table, targets, negatives, correction, counted, chunk, precision, wanted)
 
     return with_gradients(states, table, compute)
 
@@ -71,6 +75,7 @@ def _sampled_softmax(
     targets: Tensor,
     negatives: Tensor,
     correction: tuple[Tensor, Tensor] | None,
+    counted: Tensor | None,
     chunk: int | None,
     precision: Precision,
     wanted: Wanted,
@@ -97,7 +102,7 @@ def _sampled_softmax(
         exponentials = logits.sub_(maximum).exp_()
         others = exponentials.sum(1, keepdim=True)  # [C, 1]
         total = others + (target_logit - maximum).exp()
-        loss += (total.log() + maximum - target_logit).sum()
+        loss += counted_rows(total.log() + maximum - target_logit, counted, rows).sum()
         if not wanted.any:
             continue
         weights, target_weight = exponentials.div_(total).to(dtype), -others / total  # d loss / d logits
@@ -112,7 +117,15 @@ def _sampled_softmax(
     return LossAndGradients(loss, grad_states, grad_table)
 
 
-def bpr(states: Tensor, table: Tensor, targets: Tensor, negatives: Tensor, *, chunk: int | None = None) -> Tensor:
+def bpr(
+    states: Tensor,
+    table: Tensor,
+    targets: Tensor,
+    negatives: Tensor,
+    *,
+    counted: Tensor | None = None,
+    chunk: int | None = None,
+) -> Tensor:
     """Bayesian personalised ranking: ``-log sigmoid(score(target) - score(negative))``, summed over tokens.
 
     With several negatives a token counts the mean over those that are not its target; if all are, it counts nothing.
@@ -123,6 +136,8 @@ def bpr(states: Tensor, table: Tensor, targets: Tensor, negatives: Tensor, *, ch
         table: ``[num_items + 1, D]``; only the rows named are read, row 0 gets zero gradient.
         targets: ``[M]`` int64, 1 .. num_items.
         negatives: ``[M]`` or ``[M, k]`` int64, 1 .. num_items, each token's own.
+        counted: ``[M]`` bool, tokens whose values are summed; the states of the others must be zero, and so is then
+            what they add to the gradient of the table. None: all.
         chunk: tokens whose negatives' rows ``[chunk, k, D]`` are held at a time.
 
     Returns:
@@ -137,11 +152,17 @@ def bpr(states: Tensor, table: Tensor, targets: Tensor, negatives: Tensor, *, ch
     if negatives.shape[:1] != targets.shape or negatives.ndim > 2:
         raise ValueError(f"negatives must be [M] or [M, k] with M = {targets.numel()}, not {list(negatives.shape)}")
     negatives = negatives.reshape(targets.numel(), negatives.shape[1] if negatives.ndim == 2 else 1)
-    return with_gradients(states, table, lambda wanted: _bpr(states, table, targets, negatives, chunk, wanted))
+    return with_gradients(states, table, lambda wanted: _bpr(states, table, targets, negatives, counted, chunk, wanted))
 
 
 def _bpr(
-    states: Tensor, table: Tensor, targets: Tensor, negatives: Tensor, chunk: int | None, wanted: Wanted
+    states: Tensor,
+    table: Tensor,
+    targets: Tensor,
+    negatives: Tensor,
+    counted: Tensor | None,
+    chunk: int | None,
+    wanted: Wanted,
 ) -> LossAndGradients:
     wide, (tokens, dim), k = wide_dtype(states), states.shape, negatives.shape[1]
     size = tokens_at_a_time(k * dim, states.device, chunk)
@@ -157,7 +178,7 @@ def _bpr(
         margin = target_score - torch.bmm(negative_rows, chunk_states[:, :, None])[:, :, 0]  # [C, k]
         valid = chunk_negatives != chunk_targets[:, None]
         share = valid.to(wide) / valid.sum(1, keepdim=True).clamp_(min=1)  # [C, k]
-        loss += (F.softplus(-margin) * share).sum()
+        loss += counted_rows(F.softplus(-margin) * share, counted, rows).sum()
         if not wanted.any:
             continue
         slope = torch.sigmoid(-margin) * share  # [C, k], minus d loss / d margin

@@ -25,17 +25,19 @@ class Seen:
     longest: int
 
     @staticmethod
-    def of_rows(items: Tensor, offsets: Tensor, tokens: Tensor | None = None) -> Seen:
+    def of_rows(items: Tensor, offsets: Tensor, tokens: Tensor | None = None, *, longest: int | None = None) -> Seen:
         """The histories inside rows with the borders ``offsets`` ``[U + 1]``.
 
-        Of all tokens, or of those that ``tokens`` ``[T]`` bool names. A GPU's host waits for the longest row's length.
+        Of all tokens, or of those that ``tokens`` ``[T]`` bool names. Where the ``longest`` row's length, or a bound of
+        it, is not given, a GPU's host waits for it.
         """
         lengths = offsets.diff()
         last = torch.arange(items.numel(), device=items.device)
         first = torch.repeat_interleave(offsets[:-1], lengths, output_size=items.numel())
         if tokens is not None:
             first, last = first[tokens], last[tokens]
-        longest = int(lengths.max()) if lengths.numel() else 0
+        if longest is None:
+            longest = int(lengths.max()) if lengths.numel() else 0
         return Seen(items, first, last, longest)
 
     def columns(self, rows: slice) -> Tensor:

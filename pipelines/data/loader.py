@@ -16,9 +16,17 @@ import numpy as np
 import torch
 
 from models.batch import SequenceBatch
+from pipelines.data.dealing import deal_balanced
 from pipelines.data.splits import Queries
 from pipelines.data.store import SequenceStore
 from pipelines.errors import ConfigError
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "windows": ("newest", "all"),
+    "batch": ("rows", "tokens"),
+    "deal": ("tokens", "attention"),
+    "resident": ("auto", "on", "off"),
+}
 
 
 @dataclass(frozen=True)
@@ -37,11 +45,18 @@ class LoaderOptions:
     """Tokens in a batch over all processes (``batch: tokens``), and in an evaluation batch."""
     shuffle: bool = True
     """Windows in another random order each epoch, or always in the order of the data."""
+    deal: str = "tokens"
+    """What is made even when a batch's windows are dealt to several processes: ``tokens``, or ``attention``: each
+    window's length squared. Either way the batch is the same, and so are its loss and gradients but for rounding."""
+    resident: str = "auto"
+    """Training events on the device, where batches are put together, in place of batches copied to it: ``on``,
+    ``off``, or ``auto``: on a GPU on which they take less than a quarter of the memory that is free when training
+    begins. The numbers are the same. Not for models that predict actions."""
 
     __pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}
 
     def __post_init__(self) -> None:
-        for key, valid in (("windows", ("newest", "all")), ("batch", ("rows", "tokens"))):
+        for key, valid in _CHOICES.items():
             if getattr(self, key) not in valid:
                 raise ConfigError(f"'{getattr(self, key)}' is not one of {', '.join(valid)}", where=f"loader.{key}")
         for key in ("max_length", "rows_per_batch", "tokens_per_batch"):
@@ -135,6 +150,15 @@ def deal_rows(rows: np.ndarray, lengths: np.ndarray, rank: int, world: int) -> n
     return longest_first[np.minimum(place, 2 * world - 1 - place) == rank]
 
 
+def dealt_rows(
+    windows: Windows, options: LoaderOptions, *, seed: int, epoch: int, first: int = 0, rank: int = 0, world: int = 1
+) -> Iterator[np.ndarray]:
+    """This process's rows of ``windows`` in each batch of one epoch, from global batch number ``first`` on."""
+    deal, lengths = deal_balanced if options.deal == "attention" else deal_rows, windows.lengths
+    for rows in epoch_batches(windows, options, seed=seed, epoch=epoch)[first:]:
+        yield deal(rows, lengths, rank, world)
+
+
 def training_batches(
     store: SequenceStore,
     windows: Windows,
@@ -148,8 +172,8 @@ def training_batches(
     gather: Gather = gather_batch,
 ) -> Iterator[SequenceBatch]:
     """This process's batches of one epoch, from global batch number ``first`` on; ``gather`` makes one of windows."""
-    for rows in epoch_batches(windows, options, seed=seed, epoch=epoch)[first:]:
-        yield gather(store, windows.take(deal_rows(rows, windows.lengths, rank, world)))
+    for rows in dealt_rows(windows, options, seed=seed, epoch=epoch, first=first, rank=rank, world=world):
+        yield gather(store, windows.take(rows))
 
 
 def evaluation_batches(

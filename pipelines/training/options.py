@@ -49,7 +49,12 @@ class TrainingOptions:
     profile_until: int = 0
     """The update before which that window ends; 0: no profile."""
     prefetch: int = 0
-    """Batches made ahead by a thread, and on a GPU copied ahead beside the computing; 0: each when it is needed."""
+    """Batches made ahead by a thread, and on a GPU copied ahead beside the computing; 0: each when it is needed. With
+    resident events (``loader.resident``) nothing is left to be made ahead, and none is."""
+    cuda_graph: bool = False
+    """On one GPU, with ``loader.batch: tokens``: batches are filled up to a fixed shape, and forward and backward are
+    captured once as a CUDA graph and replayed, so that the host does not wait on the launching of kernels. The numbers
+    are those of training without but for rounding and, with dropout or drawn negatives, for which numbers are drawn."""
 
     __pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}
 

@@ -9,10 +9,8 @@ import contextlib
 import queue
 import threading
 from collections.abc import Iterator
-from dataclasses import fields
 
 import torch
-from torch import Tensor
 
 from models.batch import SequenceBatch
 
@@ -60,14 +58,6 @@ def _taken(made: queue.Queue[SequenceBatch | BaseException | None]) -> Iterator[
         yield entry
 
 
-def _tensors(batch: SequenceBatch) -> Iterator[Tensor]:
-    for field in fields(batch):
-        value = getattr(batch, field.name)
-        for entry in value.values() if isinstance(value, dict) else (value,):
-            if isinstance(entry, Tensor):
-                yield entry
-
-
 def _copied(batches: Iterator[SequenceBatch], device: torch.device) -> Iterator[SequenceBatch]:
     """Each batch on the GPU; the copy of the next one is under way while one is computed with."""
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -82,7 +72,7 @@ def _copied(batches: Iterator[SequenceBatch], device: torch.device) -> Iterator[
     following = copy()
     while (batch := following) is not None:
         torch.cuda.current_stream(device).wait_stream(stream)
-        for tensor in _tensors(batch):  # their memory must not be given away before this stream has read it
+        for tensor in batch.tensors():  # their memory must not be given away before this stream has read it
             tensor.record_stream(torch.cuda.current_stream(device))
         following = copy()
         yield batch

@@ -18,11 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from models.batch import SequenceBatch
+from models.tasks import LossOutput
 from pipelines.data.loader import Gather, LoaderOptions, Windows, epoch_batches, gather_batch, training_batches
+from pipelines.data.resident import resident_gather
 from pipelines.data.store import SequenceStore
 from pipelines.errors import ConfigError
 from pipelines.training.checkpoint import load_checkpoint, prune_checkpoints, save_checkpoint
 from pipelines.training.distributed import World, gradients_kept, shared_loss
+from pipelines.training.graphed import GraphedStep, StepShape
 from pipelines.training.guards import GuardOptions, Guards, Rent
 from pipelines.training.observers import Log, Watch
 from pipelines.training.optimizers import OptimizerOptions, build_optimizer, learning_rate
@@ -105,7 +108,9 @@ class Trainer:
         self.watch, self.provenance = watch, [dict(provenance)] if provenance else []
         self.world, self.rent = world or World(), rent or Rent()
         self.device = next(task.parameters()).device
+        self.resident = self.world.agree(lambda: resident_gather(data.store, data.loader, data.gather, self.device))
         self.loss = shared_loss(task, self.world)
+        self.graphed = self.graphed_step() if options.cuda_graph else None
         self.optimizer = build_optimizer(task, optimizer)
         self.guards = Guards(guards)
         self.state, self.asked = TrainState(paid=self.rent.after(0.0)), Asked()
@@ -152,9 +157,9 @@ class Trainer:
             first=state.batch,
             rank=self.world.rank,
             world=self.world.size,
-            gather=self.data.gather,
+            gather=self.resident or self.data.gather,
         )
-        if options.prefetch:
+        if options.prefetch and not self.resident:  # a resident batch is made where it is needed, in no time
             batches = ahead(batches, options.prefetch, self.device)
         self.task.train()
         self.speed.start(state.targets)
@@ -194,10 +199,7 @@ class Trainer:
             self.speed.count(batch)
             if self.watch is not None:
                 self.watch.before_update(batch, state.step)
-            with gradients_kept(self.loss, more=number < len(group)):
-                with autocast(self.device, self.options.precision):
-                    output = self.loss(batch.to(self.device))
-                output.sum.backward()
+            output = self.backward(batch.to(self.device), more=number < len(group))
             total += output.sum.detach()
             count += output.count
         total, count = self.hear(total, count)
@@ -214,6 +216,26 @@ class Trainer:
         state.loss_count += count
         self.epoch_loss += total
         return mean, norm
+
+    def backward(self, batch: SequenceBatch, more: bool) -> LossOutput:
+        """The loss of ``batch``, its gradients added to those of the batches before; ``more`` of the update follow."""
+        if self.graphed is not None and (replayed := self.graphed.run(batch)) is not None:
+            return replayed
+        with gradients_kept(self.loss, more):
+            with autocast(self.device, self.options.precision):
+                output: LossOutput = self.loss(batch)
+            output.sum.backward()  # type: ignore[no-untyped-call]
+        return output
+
+    def graphed_step(self) -> GraphedStep:
+        """The step of this training as a CUDA graph.
+
+        Raises:
+            ConfigError: what it cannot be made of.
+        """
+        whole = type(self) is Trainer and self.world.size == 1 and self.options.accumulate == 1 and self.watch is None
+        shape = StepShape.of(self.task, self.data.windows, self.data.loader, self.data.seed, self.device, plain=whole)
+        return GraphedStep(self.loss, shape, lambda: autocast(self.device, self.options.precision, cached=False))
 
     def hear(self, total: Tensor, count: int) -> tuple[Tensor, int]:
         """Loss and count over all processes; the same message says whether to go on, so that all do the same."""
@@ -347,7 +369,12 @@ class Trainer:
         self.log.write(kind, step=self.state.step, epoch=self.state.epoch, **values, **extra)
 
 
-def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
-    """bfloat16 autocast where ``precision`` asks for it (``auto``: on a GPU only)."""
+def autocast(device: torch.device, precision: str, *, cached: bool = True) -> contextlib.AbstractContextManager[Any]:
+    """bfloat16 autocast where ``precision`` asks for it (``auto``: on a GPU only).
+
+    Weights that are used twice are converted once where they are ``cached``, which a CUDA graph does not bear.
+    """
     wanted = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
-    return torch.autocast(device.type, dtype=torch.bfloat16) if wanted else contextlib.nullcontext()
+    if not wanted:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=cached)

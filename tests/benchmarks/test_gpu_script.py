@@ -13,7 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import gpu
+from benchmarks.gpu_bench import Bench
 from benchmarks.gpu_checks import kernel_checks, resume_check
+from benchmarks.gpu_graph import ALLOWED, STEPS, GraphBench
 from benchmarks.plain_trainer import plain_trainer
 from benchmarks.synthetic_store import synthetic_store
 from models.ss4rec import SS4Rec, SS4RecOptions
@@ -66,7 +69,12 @@ def test_everything_runs_with_torch_and_numpy_alone(tmp_path: Path) -> None:
     assert convergence["epochs"] == 1 and set(convergence["test"]) == {"loo-full", "loo-full-masked"}
     (tmp_path / "out" / "gpu-convergence-aware.json").unlink()
     claims = [result["claim"] for result in read_results(tmp_path / "out")]
-    assert claims == ["front-cpu-kernels", "front-cpu-train-speed", "sasrec-cpu-epoch-seconds"]
+    assert claims == [
+        "front-cpu-kernels",
+        "front-cpu-train-speed",
+        "sasrec-cpu-epoch-seconds",
+        "sasrec-cpu-resident-epoch-seconds",
+    ]
 
 
 def test_the_script_needs_a_gpu_unless_told_otherwise(tmp_path: Path) -> None:
@@ -75,6 +83,33 @@ def test_the_script_needs_a_gpu_unless_told_otherwise(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHON": sys.executable, "OUT": str(tmp_path)}
     done = subprocess.run([str(ROOT / "benchmarks" / "gpu.sh")], env=environment, capture_output=True, text=True)
     assert done.returncode == 1 and "torch finds no GPU here" in done.stderr
+
+
+def test_a_part_that_breaks_says_how_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object) -> bool:
+        raise RuntimeError("this driver does not like that")
+
+    monkeypatch.setattr(gpu, "check_part", broken)
+    options = ["--device", "cpu", "--quick", "--parts", "checks", "sasrec", "--out", str(tmp_path)]
+    assert gpu.main(options) == 1
+    said = capsys.readouterr().out
+    assert "FAILED   checks" in said and "RuntimeError: this driver does not like that" in said
+    resident = json.loads((tmp_path / "sasrec-cpu-resident-epoch-seconds.json").read_text())
+    assert resident["value"] > 0 and len(resident["runs"]["cases"]) == 2
+
+
+def test_the_graphs_measure_trains_alike_on_ragged_and_on_filled_up_batches(tmp_path: Path) -> None:
+    """All of benchmarks/gpu_graph.py but the graph."""
+    store = synthetic_store(tmp_path / "store", share=0.003)
+    loader = LoaderOptions(max_length=16, tokens_per_batch=300)
+    bench = GraphBench(Bench("cpu", store, SS4RecOptions(), tmp_path, loader), loader)
+    ragged, filled = (bench.losses(bench.trainer(name, 0.0, graph=False), name == "filled") for name in ("", "filled"))
+    assert len(ragged) == STEPS and ragged[-1] < ragged[0]
+    assert max(abs(a - b) / b for a, b in zip(filled, ragged, strict=True)) < ALLOWED
+    refused = bench.check(0.0, fill=False)
+    assert refused.passed is False and "a CUDA graph needs a GPU" in refused.reason
 
 
 def test_a_kernel_with_other_numbers_fails_its_checks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,14 @@ from models.kernels.paths import expect_shapes, resolve
 
 
 def packed_attention(
-    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *, dropout: float = 0.0, path: str | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: Tensor,
+    *,
+    dropout: float = 0.0,
+    longest: int | None = None,
+    path: str | None = None,
 ) -> Tensor:
     """``softmax(q k^T / sqrt(d)) v`` in which a token sees itself and the older tokens of its own row.
 
@@ -21,6 +28,8 @@ def packed_attention(
         v: ``[T, H, d]``.
         offsets: ``[U + 1]`` int64, row borders.
         dropout: share of attention weights set to 0 (the others grow by 1 / (1 - dropout)); 0 in evaluation.
+        longest: tokens of the longest row, or a bound of them. Where it is given, no path of a GPU asks the device for
+            anything: what is done depends on shapes alone.
         path: forces an implementation by name (also the environment's ``RECPOD_KERNELS``).
 
     Returns:
@@ -34,4 +43,4 @@ def packed_attention(
     if not 0 <= dropout < 1:
         raise ValueError(f"packed_attention: dropout {dropout} is not in [0, 1)")
     function = resolve("packed_attention", q.device.type, path, q.dtype)
-    return function(q, k, v, offsets, dropout=dropout)
+    return function(q, k, v, offsets, dropout=dropout, longest=longest)

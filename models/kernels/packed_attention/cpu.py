@@ -70,6 +70,8 @@ def _view(tensor: Tensor) -> tuple[Any, int]:
     return rows_view(tensor.flatten(1) if adjacent else tensor.reshape(tokens, heads * d))
 
 
-def packed_attention_numba(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, dropout: float = 0.0) -> Tensor:
-    """float32 only; arguments as in :func:`models.kernels.packed_attention.packed_attention`."""
+def packed_attention_numba(
+    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, dropout: float = 0.0, longest: int | None = None
+) -> Tensor:
+    """float32 only; arguments as in :func:`models.kernels.packed_attention.packed_attention`, ``longest`` unread."""
     return _PackedAttention.apply(q, k, v, offsets, dropout)  # type: ignore[no-untyped-call]

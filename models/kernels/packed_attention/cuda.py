@@ -19,15 +19,19 @@ _HALF = (torch.bfloat16, torch.float16)
 _TOLERANCE = 0.03  # of numbers around 1 in bfloat16
 
 
-def packed_attention_varlen(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, dropout: float = 0.0) -> Tensor:
+def packed_attention_varlen(
+    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, dropout: float = 0.0, longest: int | None = None
+) -> Tensor:
     """Arguments as in :func:`models.kernels.packed_attention.packed_attention`."""
     if q.dtype not in _HALF or dropout > 0 or q.shape[-1] % 8 or not varlen_agrees(q.dtype, str(q.device)):
-        return packed_attention_torch(q, k, v, offsets, dropout)
-    return _varlen(q, k, v, offsets)
+        return packed_attention_torch(q, k, v, offsets, dropout, longest)
+    return _varlen(q, k, v, offsets, longest)
 
 
-def _varlen(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tensor:
-    borders, longest = offsets.to(torch.int32), int(offsets.diff().max())
+def _varlen(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, longest: int | None = None) -> Tensor:
+    borders = offsets.to(torch.int32)
+    if longest is None:
+        longest = int(offsets.diff().max())
     found = varlen_attn(q, k, v, borders, borders, longest, longest, window_size=(-1, 0))
     assert isinstance(found, Tensor)
     return found

@@ -31,11 +31,15 @@ def equal_length_groups(lengths: np.ndarray, max_padding: float = MAX_PADDING) -
     return groups
 
 
-def packed_attention_torch(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, dropout: float = 0.0) -> Tensor:
+def packed_attention_torch(
+    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, dropout: float = 0.0, longest: int | None = None
+) -> Tensor:
     """Any float type and device; dropout draws from the generator of the device.
 
     Arguments as in :func:`models.kernels.packed_attention.packed_attention`.
     """
+    if longest is not None:
+        return _one_rectangle(q, k, v, offsets, dropout, longest)
     borders = offsets.cpu().numpy()
     lengths = np.diff(borders)
     parts, places = [], []
@@ -53,3 +57,21 @@ def packed_attention_torch(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, dro
     if not parts:
         return torch.zeros_like(q)
     return torch.cat(parts).index_select(0, torch.argsort(torch.cat(places)))
+
+
+def _one_rectangle(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, dropout: float, longest: int) -> Tensor:
+    """All rows as one rectangle ``[U, longest]``: more is computed, but nothing depends on the rows' lengths."""
+    rows, tokens = offsets.numel() - 1, q.shape[0]
+    if not rows or not tokens:
+        return torch.zeros_like(q)
+    lengths, position = offsets.diff()[:, None], torch.arange(longest, device=q.device)
+    # Places behind a row's end read its last token, as above; an empty row reads any.
+    places = offsets[:-1, None] + torch.minimum(position, (lengths - 1).clamp(min=0))
+    index = places.clamp(max=tokens - 1).flatten()
+    queries, keys, values = (
+        x.index_select(0, index).view(rows, longest, *x.shape[1:]).transpose(1, 2) for x in (q, k, v)
+    )
+    out = scaled_dot_product_attention(queries, keys, values, dropout_p=dropout, is_causal=True)  # [U, H, L, d]
+    row = torch.repeat_interleave(torch.arange(rows, device=q.device), lengths[:, 0], output_size=tokens)  # [T]
+    own = row * longest + torch.arange(tokens, device=q.device) - offsets.index_select(0, row)
+    return out.transpose(1, 2).flatten(0, 1).index_select(0, own)

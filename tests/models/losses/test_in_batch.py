@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -99,3 +101,35 @@ def test_bpr_takes_its_own_from_the_batch_and_no_tokens_need_none() -> None:
         none = LossOptions(name=name, sampler="in_batch")  # type: ignore[arg-type]
         counts = PopularitySampler.from_counts(torch.ones(10))
         assert float(compute_loss(none, states[:0], table, targets[:0], generator, counts)) == 0.0
+
+
+def test_all_items_of_the_step_are_each_negative_once_and_nothing_is_corrected() -> None:
+    targets, probability = popular_targets(80, 15)
+    generator = torch.Generator().manual_seed(8)
+    states = torch.randn(80, 5, generator=generator, dtype=DOUBLE)
+    table = torch.randn(16, 5, generator=generator, dtype=DOUBLE).requires_grad_()
+    sampler = PopularitySampler.from_counts((probability * 1000).round().long())
+    options = LossOptions(name="sampled_softmax", sampler="in_batch", num_negatives=-1)
+    before = generator.get_state()
+    found = compute_loss(options, states, table, targets, generator, sampler)
+    assert torch.equal(generator.get_state(), before)  # nothing is drawn
+    present = sorted(set(targets.tolist()))
+    assert len(present) < 15 < 80  # some items come often, some not at all
+    logits = states @ table[present].T
+    places = torch.tensor([present.index(target) for target in targets.tolist()])
+    expected = F.cross_entropy(logits, places, reduction="sum")
+    torch.testing.assert_close(found, expected)
+    gradients = [torch.autograd.grad(loss, table)[0] for loss in (found, expected)]
+    torch.testing.assert_close(*gradients)
+    none = compute_loss(options, states[:0], table, targets[:0], generator, sampler)
+    assert none.item() == 0.0
+    alone = compute_loss(options, states[:1], table, targets[:1], generator)
+    assert alone.item() == 0.0  # nothing to tell the target from
+
+
+@pytest.mark.parametrize(
+    ("name", "sampler"), [("bce", "in_batch"), ("sampled_softmax", "uniform"), ("softmax", "uniform")]
+)
+def test_all_items_of_the_step_are_for_one_loss_alone(name: Any, sampler: Any) -> None:
+    with pytest.raises(ValueError, match=f"num_negatives must be a number with {name}"):
+        LossOptions(name=name, sampler=sampler, num_negatives=-1)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.data.loader import (
@@ -10,6 +10,7 @@ from pipelines.data.loader import (
     Windows,
     cut_windows,
     deal_rows,
+    dealt_rows,
     epoch_batches,
     evaluation_batches,
     gather_batch,
@@ -119,6 +120,55 @@ def test_dealing_to_processes_loses_nothing_and_is_even(token_counts: list[int],
     assert (
         max(counts[share].sum() for share in shares) - min(counts[share].sum() for share in shares) <= 2 * counts.max()
     )
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.integers(4, 60), min_size=3, max_size=16),
+    st.integers(2, 4),
+    st.sampled_from(["rows", "tokens"]),
+    st.integers(0, 2**31),
+)
+def test_dealing_by_attention_gives_every_batch_away_whole(users: list[int], world: int, batch: str, seed: int) -> None:
+    store = memory_store(users)
+    windows = cut_windows(store, make_split(store, "leave-one-out").train, 20, "all")
+    options = LoaderOptions(max_length=20, batch=batch, rows_per_batch=7, tokens_per_batch=90, deal="attention")
+    whole = epoch_batches(windows, options, seed=seed, epoch=1)
+    shares = [list(dealt_rows(windows, options, seed=seed, epoch=1, rank=rank, world=world)) for rank in range(world)]
+    assert [len(share) for share in shares] == [len(whole)] * world
+    for number, rows in enumerate(whole):
+        dealt = [share[number] for share in shares]
+        assert sorted(np.concatenate(dealt).tolist()) == sorted(rows.tolist())
+        loads = [float((windows.lengths[share] ** 2).sum()) for share in dealt]
+        assert max(loads) <= sum(loads) / world + float((windows.lengths[rows] ** 2).max())
+    first = len(whole) // 2
+    for rank, share in enumerate(shares):  # a resumed run goes on with the shares it would have had
+        rest = list(dealt_rows(windows, options, seed=seed, epoch=1, first=first, rank=rank, world=world))
+        assert [rows.tolist() for rows in rest] == [rows.tolist() for rows in share[first:]]
+
+
+def test_batches_dealt_by_attention_are_more_even_in_it_than_those_dealt_by_tokens() -> None:
+    generator = np.random.default_rng(3)
+    store = memory_store(np.minimum(generator.lognormal(3.5, 1.0, 300).astype(np.int64) + 5, 200).tolist())
+    windows = cut_windows(store, make_split(store, "leave-one-out").train, 100)
+    work: dict[str, float] = {}
+    for deal in ("tokens", "attention"):
+        options = LoaderOptions(max_length=100, rows_per_batch=24, deal=deal)
+        ranks = [training_batches(store, windows, options, seed=1, epoch=0, rank=rank, world=4) for rank in range(4)]
+        slowest = [max(int(b.lengths.square().sum()) for b in together) for together in zip(*ranks, strict=True)]
+        work[deal] = float(sum(slowest))
+    mean = float((windows.lengths**2).sum()) / 4
+    assert mean <= work["attention"] < 1.03 * mean and work["attention"] - mean < 0.3 * (work["tokens"] - mean)
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [({"deal": "even"}, "loader.deal: 'even' is not one of tokens, attention"), ({"resident": "yes"}, "auto, on, off")],
+)
+def test_a_choice_that_there_is_not_is_answered_with_those_there_are(bad: dict[str, str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as caught:
+        LoaderOptions(**bad)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("bad", [{"windows": "some"}, {"batch": "bytes"}, {"max_length": 0}, {"rows_per_batch": -1}])

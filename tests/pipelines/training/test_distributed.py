@@ -43,12 +43,14 @@ with process_group(world):
 """
 
 
-def build(folder: Path, world: World | None = None, *, rows: int = 8, log: Any = None, **options: Any) -> Trainer:
+def build(
+    folder: Path, world: World | None = None, *, rows: int = 8, deal: str = "tokens", log: Any = None, **options: Any
+) -> Trainer:
     """A training in float64, so that what differs between one process and two is not hidden in rounding."""
     store = memory_store([12] * 24)
     torch.manual_seed(0)
     task = SS4Rec(20, SS4RecOptions(hidden=8, s5_state=4, d_state=4, layers=1, dropout=options.pop("dropout", 0.0)))
-    loader = LoaderOptions(max_length=6, windows="all", rows_per_batch=rows)
+    loader = LoaderOptions(max_length=6, windows="all", rows_per_batch=rows, deal=deal)
     data = TrainingData(store, cut_windows(store, make_split(store, "leave-one-out").train, 6, "all"), loader, seed=1)
     return Trainer(
         task.double(),
@@ -85,6 +87,10 @@ def shared_batches(world: World, folder: Path) -> list[float]:
 
 def accumulated(world: World, folder: Path) -> list[float]:
     return trained(world, folder, accumulate=3, rows=3, grad_clip=0.1)
+
+
+def dealt_by_attention(world: World, folder: Path) -> list[float]:
+    return trained(world, folder, deal="attention")
 
 
 def fewer_rows_than_processes(world: World, folder: Path) -> list[float]:
@@ -183,6 +189,7 @@ def ranked(world: World | None, folder: Path) -> list[Any]:
 CHECKS = (
     shared_batches,
     accumulated,
+    dealt_by_attention,
     fewer_rows_than_processes,
     going_on_from_one,
     going_on_from_two,
@@ -226,6 +233,7 @@ Answers = tuple[Path, list[dict[str, Any]]]
     [
         ("shared_batches", {}),
         ("accumulated", {"accumulate": 3, "rows": 3, "grad_clip": 0.1}),
+        ("dealt_by_attention", {}),
         ("fewer_rows_than_processes", {"rows": 1}),
     ],
 )
