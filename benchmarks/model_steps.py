@@ -1,10 +1,10 @@
-"""What hyper-connections, intervals and HSTU cost: a training step of each model in seconds of SASRec's.
+"""What hyper-connections, intervals, HSTU and torch.compile cost: a training step of each model in seconds of SASRec's.
 
     RECPOD_MIRROR=FOLDER python -m benchmarks.model_steps [--rounds 9]
 
 The Trainer's own step (loader, forward, softmax over the catalogue, backward, Adam) on the same batches of ML-1M: 128
 rows of at most 200 tokens, d 64, 2 blocks. The models take turns; processor time is quoted, which holds on a busy
-machine too. Writes ``sasrec-mhc-step``, ``sasrec-tisasrec-step`` and ``hstu-step``.
+machine too. Writes ``sasrec-mhc-step``, ``sasrec-tisasrec-step``, ``hstu-step`` and ``sasrec-compile-step``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from models.tisasrec import TiSASRec, TiSASRecOptions
 from pipelines import stages
 from pipelines.config import load_config
 from pipelines.data.loader import LoaderOptions, cut_windows, training_batches
-from pipelines.training.trainer import TrainingData
+from pipelines.training.trainer import TrainingData, TrainingOptions
 
 SEED, ROWS, LENGTH, STEPS = 1, 128, 200, 4
 COMMAND = "RECPOD_MIRROR=$RECPOD_MIRROR python -m benchmarks.model_steps"
@@ -36,6 +36,7 @@ CLAIMS = {
     "sasrec-mhc-step": ("sasrec, mHC", PLAIN, 1.5),
     "sasrec-tisasrec-step": ("tisasrec", PLAIN, 1.5),
     "hstu-step": ("hstu", PLAIN, 1.5),
+    "sasrec-compile-step": ("sasrec, compiled", PLAIN, 1.0),
 }
 
 
@@ -45,6 +46,7 @@ def models(num_items: int) -> dict[str, Retrieval]:
     made: dict[str, Retrieval] = {}
     for name, make in (
         (PLAIN, lambda: SASRec(num_items, SASRecOptions(heads=2, **sizes))),
+        ("sasrec, compiled", lambda: SASRec(num_items, SASRecOptions(heads=2, **sizes))),
         ("sasrec, mHC", lambda: SASRec(num_items, SASRecOptions(heads=2, mhc=True, **sizes))),
         ("tisasrec", lambda: TiSASRec(num_items, TiSASRecOptions(heads=2, **sizes))),
         ("tisasrec, mHC", lambda: TiSASRec(num_items, TiSASRecOptions(heads=2, mhc=True, **sizes))),
@@ -58,10 +60,11 @@ def models(num_items: int) -> dict[str, Retrieval]:
 class Steps:
     """One model's training, step after step."""
 
-    def __init__(self, task: Retrieval, prepared: stages.Prepared, folder: Path) -> None:
+    def __init__(self, task: Retrieval, prepared: stages.Prepared, folder: Path, compiled: bool) -> None:
         loader = LoaderOptions(max_length=LENGTH, windows="newest", rows_per_batch=ROWS)
         windows = cut_windows(prepared.store, prepared.split.train, LENGTH)
-        self.trainer = plain_trainer(task, TrainingData(prepared.store, windows, loader, SEED), folder)
+        data, training = TrainingData(prepared.store, windows, loader, SEED), TrainingOptions(compile=compiled)
+        self.trainer = plain_trainer(task, data, folder, training=training)
         task.train()
         self.batches = (
             batch
@@ -84,7 +87,7 @@ class Steps:
 def measure(prepared: stages.Prepared, rounds: int, folder: Path) -> dict[str, list[float]]:
     """Milliseconds of the processor a step, each round; a first turn, which compiles, is left out."""
     steps = {
-        name: Steps(task, prepared, folder / str(place))
+        name: Steps(task, prepared, folder / str(place), name.endswith("compiled"))
         for place, (name, task) in enumerate(models(prepared.store.num_items).items())
     }
     for one in steps.values():

@@ -67,8 +67,8 @@ class Dropout(nn.Dropout):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x`` of any shape; in evaluation mode itself."""
-        if x.device.type != "cpu" or not self.training or self.p == 0:
-            return super().forward(x)
+        if x.device.type != "cpu" or not self.training or self.p == 0 or torch.compiler.is_compiling():
+            return super().forward(x)  # torch.compile knows this one and fuses it with what is around it
         compiled = x.dtype == torch.float32 and forced_path("dropout", None) in (None, "numba")
         function = _HashedDropout if compiled and not _numba_is_missing() else _Dropout
         return function.apply(x, self.p)  # type: ignore[no-untyped-call]

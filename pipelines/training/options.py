@@ -56,6 +56,10 @@ class TrainingOptions:
     captured once as a CUDA graph and replayed, so that the host does not wait on the launching of kernels. The numbers
     are those of training without but for rounding and, with dropout or drawn negatives, for which numbers are drawn."""
 
+    compile: bool = False
+    """torch.compile for the feed-forward layers. Meant for GPUs; on a CPU it does not pay: SASRec's step with it is
+    timed by benchmarks/model_steps.py. The numbers are those without but for rounding and what dropout draws."""
+
     __pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}
 
     def __post_init__(self) -> None:

@@ -24,6 +24,7 @@ from pipelines.data.resident import resident_gather
 from pipelines.data.store import SequenceStore
 from pipelines.errors import ConfigError
 from pipelines.training.checkpoint import load_checkpoint, prune_checkpoints, save_checkpoint
+from pipelines.training.compiled import compile_layers
 from pipelines.training.distributed import World, gradients_kept, shared_loss
 from pipelines.training.graphed import GraphedStep, StepShape
 from pipelines.training.guards import GuardOptions, Guards, Rent
@@ -109,6 +110,8 @@ class Trainer:
         self.world, self.rent = world or World(), rent or Rent()
         self.device = next(task.parameters()).device
         self.resident = self.world.agree(lambda: resident_gather(data.store, data.loader, data.gather, self.device))
+        if options.compile:
+            compile_layers(task)
         self.loss = shared_loss(task, self.world)
         self.graphed = self.graphed_step() if options.cuda_graph else None
         self.optimizer = build_optimizer(task, optimizer)
