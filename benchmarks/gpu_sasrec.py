@@ -24,6 +24,7 @@ from models.sasrec import SASRec, SASRecOptions
 from models.tasks import Retrieval
 from models.tisasrec import TiSASRec, TiSASRecOptions
 from pipelines.data.loader import LoaderOptions
+from pipelines.training.compiled import compile_layers
 from pipelines.training.trainer import Trainer, TrainingOptions
 
 EPOCH_TARGET = 2.0  # seconds
@@ -40,6 +41,7 @@ class Case:
         changed: options of the model that are not the recipe's.
         epochs: whole epochs that are timed besides; 0 for none.
         resident: whether batches are gathered on the device from events that lie there (``on``), or on the host.
+        compiled: whether the feed-forward layers go through torch.compile.
     """
 
     model: type[Retrieval]
@@ -48,12 +50,14 @@ class Case:
     changed: dict[str, Any] = field(default_factory=dict)
     epochs: int = 0
     resident: str = "on"
+    compiled: bool = False
 
     @property
     def name(self) -> str:
         """As in the result file."""
         changed = "".join(f", {key} {value}" for key, value in self.changed.items())
         made = "" if self.resident == "on" else ", batches from the host"
+        made += ", compiled" if self.compiled else ""
         return f"{self.model.__name__}, {self.rows} rows, {self.precision}{changed}{made}"
 
 
@@ -88,6 +92,8 @@ class FamilyBench(Bench):
         torch.manual_seed(SEED)
         options = TiSASRecOptions if self.case.model is TiSASRec else SASRecOptions
         task: Retrieval = self.case.model(self.store.num_items, options(**self.sizes))  # type: ignore[call-arg, arg-type]
+        if self.case.compiled:
+            compile_layers(task)
         return task.to(self.device)
 
     def trainer(self, name: str, loader: LoaderOptions, **options: Any) -> Trainer:
@@ -172,6 +178,8 @@ def figures(bench: Bench, command: str, out: Path, *, quick: bool) -> bool:
         folder=out,
     )
     report_resident(bench, found, command, out)
+    if bench.device.type == "cuda":
+        report_compiled(bench, found[CASES[0].name]["median"], command, out)
     return all(check.passed is not False for check in passed)
 
 
@@ -189,5 +197,21 @@ def report_resident(bench: Bench, found: dict[str, dict[str, Any]], command: str
         peer="loader.resident: off in the same run",
         command=command,
         runs={"cases": {case.name: found[case.name] for case in cases}, "device": device_name(bench.device)},
+        folder=out,
+    )
+
+
+def report_compiled(bench: Bench, plain: float, command: str, out: Path) -> None:
+    """The recipe's steps with ``training.compile`` beside those without, ``plain`` targets/s, both of this run."""
+    speed = measure(bench, replace(CASES[0], compiled=True, epochs=0), quick=False)
+    write_result(
+        claim="sasrec-gpu-compile-train-speed",
+        value=round(speed["median"]),
+        unit=f"targets/s in training, SASRec with compiled feed-forward layers, {speed['rows_per_batch']} rows a batch",
+        target=f"> {plain:.0f} (without)",
+        met=speed["median"] > plain,
+        peer=f"training.compile: false in the same run: {plain:,.0f} targets/s",
+        command=command,
+        runs={"speed": speed, "device": device_name(bench.device)},
         folder=out,
     )
