@@ -6,8 +6,6 @@ Options are plain dataclasses beside the code that uses them and own their defau
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,16 +15,20 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from models.registry import OPTIONS, RANKING_MODELS
 from pipelines.config_files import CONFIGS, KeyPath, Layered, parse_override, read_yaml
+from pipelines.config_identity import identity_of
 from pipelines.config_keys import valid_keys
 from pipelines.data.loader import LoaderOptions
-from pipelines.engines.recbole_unused import as_used, refuse_sets, used_values
+from pipelines.engines.recbole_unused import refuse_sets, used_values
 from pipelines.errors import ConfigError, nearest
 from pipelines.evaluation.protocols import get_protocol
 from pipelines.evaluation.ranking import cutoff_of, metric_names
 from pipelines.ranking_config import check_ranking_run
+from pipelines.spread_config import check_spread
+from pipelines.training.dense.options import ParallelOptions
 from pipelines.training.guards import GuardOptions
 from pipelines.training.optimizers import OptimizerOptions
 from pipelines.training.options import TrainingOptions
+from pipelines.training.sparse.options import EmbeddingOptions
 from pipelines.training.tracking import TrackingOptions
 
 STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
@@ -142,6 +144,10 @@ class RunConfig(BaseModel):
     """Optimiser and schedule."""
     training: TrainingOptions = TrainingOptions()
     """How long, what to keep, when to look."""
+    embedding: EmbeddingOptions = EmbeddingOptions()
+    """Where the item table lives, and how it trains when it is spread over processes."""
+    parallel: ParallelOptions = ParallelOptions()
+    """How a block's layers are spread over processes."""
     guards: GuardOptions = GuardOptions()
     """When to stop early."""
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -200,34 +206,10 @@ class RunConfig(BaseModel):
     def identity(self) -> str:
         """Digest of what decides the weights: dataset filters, model, loader, optimiser, training, seed.
 
-        Where a run lies, how it is watched and how long it may last do not change what a step computes.
+        Where a run lies, how it is watched, how long it may last and over how many processes blocks are spread do not
+        change what a step computes.
         """
-        values = as_used(self).resolved()
-        decisive = {key: values[key] for key in ("model", "loader", "optimizer", "seed")}
-        for key in ("item_l2", "decay_rate", "decay_epochs"):  # came later, as below
-            if values["optimizer"][key] == getattr(OptimizerOptions, key):
-                del decisive["optimizer"][key]
-        if values["loader"]["shuffle"]:
-            del decisive["loader"]["shuffle"]
-        loss = values["model"].get("loss", {})  # a ranking model has no such options
-        if not loss.get("exclude_seen"):  # came later too
-            loss.pop("exclude_seen", None)
-        training = {
-            key: values["training"][key] for key in ("accumulate", "grad_clip", "precision", "eval_every", "select")
-        }
-        if values["optimizer"]["schedule"] in ("linear", "cosine"):  # the number of epochs shapes every learning rate
-            training["epochs"] = self.training.epochs
-            if self.training.max_steps:
-                training["max_steps"] = self.training.max_steps
-        for key in ("eval_steps", "valid_queries"):  # came later, as above
-            if values["training"][key]:
-                training[key] = values["training"][key]
-        dataset = {key: value for key, value in values["dataset"].items() if key not in ("cache", "gdrive_id")}
-        for key in ("timestamp_unit", "options"):  # came later: unset, they must not part a run from its checkpoints
-            if not dataset[key]:
-                del dataset[key]
-        text = json.dumps([decisive, training, dataset, self.evaluation.protocol], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return identity_of(self)
 
 
 def to_yaml(values: dict[str, Any]) -> str:
@@ -279,6 +261,7 @@ def build_config(layers: Layered) -> RunConfig:
     _model_options(config.model, layers)
     _check_evaluation(config, layers)
     _check_length(config, layers)
+    check_spread(config, layers)
     refuse_sets(config, layers.origins)
     return config
 

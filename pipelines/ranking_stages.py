@@ -8,8 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,10 +18,11 @@ from pipelines.config import RunConfig
 from pipelines.data.dataset_store import dataset_store
 from pipelines.data.ranking_loader import ranking_gather, ranking_windows
 from pipelines.data.store import SequenceStore
-from pipelines.errors import ConfigError, MachineError, RunError
+from pipelines.errors import ConfigError
 from pipelines.evaluation.ranking_evaluator import (
     RankingEvaluation,
     evaluate_ranking,
+    intervals_of,
     item_average,
     write_predictions,
 )
@@ -31,15 +30,14 @@ from pipelines.evaluation.ranking_metrics import ranking_metrics, torchmetrics_c
 from pipelines.evaluation.ranking_protocols import RankingProtocol, get_ranking_protocol
 from pipelines.gates import apply_gates, gate_terms
 from pipelines.run_folder import RunFolder, code_digest, read_json, write_json
-from pipelines.stages import Prepared, dataset_spec, device_of, newest_checkpoint, run_identity, spread
+from pipelines.stages import Prepared, check_items, dataset_spec, device_of, run_identity, spread
 from pipelines.training.checkpoint import checkpoint_path, load_checkpoint
 from pipelines.training.distributed import this_world
-from pipelines.training.guards import Rent
-from pipelines.training.observers import Log, Watch
 from pipelines.training.run_log import beat
 from pipelines.training.signals import StopSignal
-from pipelines.training.state import TrainState, check_identity, load_best
-from pipelines.training.trainer import Trainer, TrainingData
+from pipelines.training.state import TrainState
+from pipelines.training.trainer import TrainingData
+from pipelines.training_stage import Session, put_best_weights, train_task
 
 BASELINE = "item average"
 
@@ -74,6 +72,7 @@ def build_task(config: RunConfig, prepared: Prepared) -> Ranking:
     """The model with freshly drawn weights on its device; the seed decides them."""
     torch.manual_seed(config.seed)
     options, store = config.model_options(), prepared.store
+    check_items(store)
     if store.manifest.get("timestamps") == "order" and options.relative_bias == "position_time":
         fix = "use data with timestamps, or --set model.relative_bias=position"
         raise ConfigError("the data have no timestamps and the model reads them", where="model.relative_bias", fix=fix)
@@ -84,48 +83,20 @@ def build_task(config: RunConfig, prepared: Prepared) -> Ranking:
     return task.to(device_of(config), torch.float64 if config.training.precision == "float64" else None)
 
 
-def train(
-    config: RunConfig,
-    prepared: Prepared,
-    folder: RunFolder,
-    log: Log,
-    stop: StopSignal,
-    *,
-    resume: Path | None,
-    watch: Watch | None,
-    provenance: Mapping[str, str],
-) -> tuple[Ranking, TrainState]:
-    """Train, or go on from the checkpoint ``resume``; the task comes back with the weights of the best validation."""
-    task, candidates = build_task(config, prepared), config.model_options().candidates
-    loader = config.loader
+def train(config: RunConfig, prepared: Prepared, session: Session) -> tuple[Ranking, TrainState]:
+    """Train, or go on from a checkpoint; the task comes back with the weights of the best validation."""
+    candidates, loader = config.model_options().candidates, config.loader
+    task = this_world().agree(lambda: build_task(config, prepared))
     windows = ranking_windows(prepared.store, prepared.split.train, loader.max_length, candidates, loader.windows)
-    trainer = Trainer(
+    stop, at_most = session.stop, config.training.valid_queries
+    state = train_task(
+        config,
+        session,
         task,
         TrainingData(prepared.store, windows, loader, config.seed, ranking_gather(candidates)),
-        options=config.training,
-        optimizer=config.optimizer,
-        guards=config.guards,
-        checkpoints=folder.checkpoints,
-        log=log,
-        validate=lambda: ask(config, prepared, task, "valid", stop=stop, at_most=config.training.valid_queries).metrics,
-        stop=stop,
         identity=run_identity(config, prepared),
-        provenance=provenance,
-        watch=watch,
-        world=this_world(),
-        rent=Rent.so_far(),
+        validate=lambda: ask(config, prepared, task, "valid", stop=stop, at_most=at_most).metrics,
     )
-    if resume is not None:
-        trainer.restore(resume)
-    try:
-        state = trainer.run()
-    except torch.OutOfMemoryError as error:
-        raise MachineError(
-            "the GPU's memory does not hold a training step",
-            where="loader",
-            fix="set a smaller loader.rows_per_batch or loader.tokens_per_batch and begin anew with --resume never",
-        ) from error
-    load_best(task, folder.checkpoints, state, this_world())
     return task, state
 
 
@@ -169,19 +140,8 @@ def best_task(config: RunConfig, prepared: Prepared, folder: RunFolder) -> tuple
     Raises:
         RunError: no checkpoint, or one of another configuration.
     """
-    identity = run_identity(config, prepared)
-
-    def stand() -> TrainState:
-        newest = newest_checkpoint(folder)
-        if newest is None:
-            raise RunError("there is no checkpoint to evaluate", where=str(folder.path), fix="train the run first")
-        saved = load_checkpoint(newest)
-        check_identity(saved, identity, newest)
-        return TrainState(**saved["state"])
-
-    task, state = build_task(config, prepared), this_world().on_first(stand)
-    load_best(task, folder.checkpoints, state, this_world())
-    return task, state
+    task = this_world().agree(lambda: build_task(config, prepared))
+    return task, put_best_weights(config, task, folder, run_identity(config, prepared))
 
 
 def evaluate_run(
@@ -224,6 +184,7 @@ def _measured(
         ),
         "valid": valid.metrics,
         "test": test.metrics,
+        "intervals": {"test": intervals_of(test, data.kind, data.names)},
         "asked": {"valid": len(valid.events), "test": len(test.events)},
         "baselines": baselines,
         "gate": apply_gates(config.gates, test.metrics, baselines),

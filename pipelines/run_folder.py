@@ -22,14 +22,17 @@ _DECISIVE = (
     "pipelines/data/**/*.py",
     *(
         f"pipelines/training/{name}.py"
-        for name in ("trainer", "state", "distributed", "optimizers", "checkpoint", "guards")
+        for name in ("trainer", "state", "distributed", "optimizers", "checkpoint", "guards", "graphed", "compiled")
     ),
+    "pipelines/training/sparse/*.py",
+    "pipelines/training/dense/*.py",
     *(f"pipelines/evaluation/{name}.py" for name in ("evaluator", "ranking", "protocols", "sampled", "baselines")),
     *(f"pipelines/evaluation/{name}.py" for name in ("beyond_accuracy", "shuffled_order")),
     "pipelines/evaluation/ranking_*.py",
     "pipelines/ranking_stages.py",
     "pipelines/engines/*.py",
-    *(f"pipelines/{name}.py" for name in ("stages", "run_evaluation", "gates", "config")),
+    *(f"pipelines/{name}.py" for name in ("stages", "training_stage", "run_evaluation", "gates", "config")),
+    *(f"pipelines/{name}.py" for name in ("spread_config", "config_identity")),
 )
 
 

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from models.ranking import Ranking
-from models.tasks import Retrieval
 from pipelines import ranking_stages, run_evaluation, stages
 from pipelines.config import RunConfig
 from pipelines.run_folder import RunFolder
 from pipelines.stages import Prepared
-from pipelines.training.observers import Log, Watch
-from pipelines.training.signals import StopSignal
 from pipelines.training.state import TrainState
-
-Task = Retrieval | Ranking
+from pipelines.training_stage import Session, Task
 
 
 def prepare(config: RunConfig) -> Prepared:
@@ -24,20 +18,9 @@ def prepare(config: RunConfig) -> Prepared:
     return ranking_stages.prepare(config) if config.ranks else stages.prepare(config)
 
 
-def train(
-    config: RunConfig,
-    prepared: Prepared,
-    folder: RunFolder,
-    log: Log,
-    stop: StopSignal,
-    *,
-    resume: Path | None,
-    watch: Watch | None,
-    provenance: Mapping[str, str],
-) -> tuple[Task, TrainState]:
-    """Train, or go on from the checkpoint ``resume``; the task comes back with the weights of the best validation."""
-    trained = ranking_stages.train if config.ranks else stages.train
-    return trained(config, prepared, folder, log, stop, resume=resume, watch=watch, provenance=provenance)
+def train(config: RunConfig, prepared: Prepared, session: Session) -> tuple[Task, TrainState]:
+    """Train, or go on from a checkpoint; the task comes back with the weights of the best validation."""
+    return (ranking_stages.train if config.ranks else stages.train)(config, prepared, session)
 
 
 def best_task(config: RunConfig, prepared: Prepared, folder: RunFolder) -> tuple[Task, TrainState]:

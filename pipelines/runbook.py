@@ -24,6 +24,7 @@ from pipelines.evaluation.report import results_table, write_report
 from pipelines.gates import missing_predecessor
 from pipelines.machine import describe_machine, package_versions
 from pipelines.run_folder import RunFolder, code_digest, commit, write_json, write_text
+from pipelines.spread_config import check_world
 from pipelines.training.checkpoint import adopt_checkpoint, load_checkpoint, sweep_checkpoints
 from pipelines.training.debug import DebugWatch
 from pipelines.training.distributed import World, this_world
@@ -31,8 +32,9 @@ from pipelines.training.events import EventLog
 from pipelines.training.progress import open_progress
 from pipelines.training.run_log import RunLog, SilentLog
 from pipelines.training.signals import Interrupted, StopSignal
-from pipelines.training.state import TrainState, check_identity
+from pipelines.training.state import check_identity
 from pipelines.training.tracking import Status, open_trackers, without_secrets
+from pipelines.training_stage import Session, newest_checkpoint
 
 GATE_MISSED = 3
 LAUNCH = ".launch"  # in the run's folder: which launch.sh works in it
@@ -68,18 +70,18 @@ def run(config: RunConfig, choices: RunChoices, console: Console) -> int:
     world.on_first(lambda: check_predecessor(config, choices.force, console))
     if choices.preflight:
         world.in_turn(lambda: check_machine(config, console) if world.local_rank == 0 else None)
-    with session(config, choices, console) as here:
-        task, state = here.train()
+    with session(config, choices, console) as (prepared, here):
+        task, state = run_stages.train(config, prepared, here)
         console.print(f"training ended: {state.finished}")
-        metrics = run_stages.evaluate_run(config, here.prepared, task, state, here.folder)
+        metrics = run_stages.evaluate_run(config, prepared, task, state, here.folder)
         here.log.summary({f"test/{key}": value for key, value in metrics["test"].items()})
     return world.on_first(lambda: finish(config, here.folder, metrics, console))
 
 
 def train_only(config: RunConfig, choices: RunChoices, console: Console) -> None:
     """The train stage alone (with what it needs from the stages before)."""
-    with session(config, choices, console) as here:
-        here.train()
+    with session(config, choices, console) as (prepared, here):
+        run_stages.train(config, prepared, here)
 
 
 def evaluate_only(config: RunConfig, console: Console) -> int:
@@ -93,38 +95,11 @@ def evaluate_only(config: RunConfig, console: Console) -> int:
     return world.on_first(lambda: finish(config, folder, metrics, console))
 
 
-@dataclass(frozen=True)
-class Session:
-    """A run that holds its folder: data, log and signals, ready to train."""
-
-    config: RunConfig
-    folder: RunFolder
-    prepared: stages.Prepared
-    log: RunLog | SilentLog
-    stop: StopSignal
-    resume: Path | None
-    provenance: dict[str, str]
-
-    def train(self) -> tuple[run_stages.Task, TrainState]:
-        """Train or go on; the task has the weights of the best validation."""
-        watched = self.config.debug and this_world().first  # gradients are the same in all processes
-        watch = DebugWatch(self.folder.path / "debug", write=self.log.write) if watched else None
-        return run_stages.train(
-            self.config,
-            self.prepared,
-            self.folder,
-            self.log,
-            self.stop,
-            resume=self.resume,
-            watch=watch,
-            provenance=self.provenance,
-        )
-
-
 @contextlib.contextmanager
-def session(config: RunConfig, choices: RunChoices, console: Console) -> Iterator[Session]:
+def session(config: RunConfig, choices: RunChoices, console: Console) -> Iterator[tuple[stages.Prepared, Session]]:
     """Take the run's folder, bring its data, open its logs; whatever happens they are closed and say how it ended."""
     folder, world = RunFolder(config.folder), this_world()
+    check_world(config, world)
     with StopSignal(alone=world.size == 1) as stop, contextlib.ExitStack() as held:
         resume = world.on_first(lambda: resume_choice(choices.resume, folder))
         if resume == "never":
@@ -138,7 +113,10 @@ def session(config: RunConfig, choices: RunChoices, console: Console) -> Iterato
         provenance = world.on_first(lambda: record(config, folder))
         log: list[RunLog] = []
         world.on_first(lambda: log.append(held.enter_context(logged(config, folder, console, path))))
-        yield Session(config, folder, prepared, log[0] if log else SilentLog(), stop, path, provenance)
+        events = log[0] if log else SilentLog()
+        watched = config.debug and world.first  # gradients are the same in all processes
+        watch = DebugWatch(folder.path / "debug", write=events.write) if watched else None
+        yield prepared, Session(folder, events, stop, path, watch, provenance)
 
 
 def prepare_everywhere(config: RunConfig, world: World) -> stages.Prepared:
@@ -237,9 +215,9 @@ def checkpoint_to_resume(
         RunError: ``resume`` is a path without a checkpoint, or the checkpoint is of another configuration or data.
     """
     given = resume not in ("auto", "never")
-    path = Path(resume) if given else stages.newest_checkpoint(folder)
+    path = Path(resume) if given else newest_checkpoint(folder)
     if given and path is not None and not (path / "state.pt").exists():
-        path = stages.newest_checkpoint(RunFolder(path))
+        path = newest_checkpoint(RunFolder(path))
         if path is None:
             fix = "give a step-N folder, a run folder, auto or never"
             raise RunError("no checkpoint there", where=f"--resume {resume}", fix=fix)

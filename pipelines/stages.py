@@ -8,9 +8,7 @@ training by its checkpoint's identity, evaluation by the digest it recorded.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,20 +23,20 @@ from pipelines.data.datasets import DatasetSpec, load_dataset_spec
 from pipelines.data.loader import cut_windows
 from pipelines.data.splits import Queries, Split, make_split
 from pipelines.data.store import SequenceStore
-from pipelines.errors import ConfigError, MachineError, RunError
+from pipelines.errors import ConfigError, DataError, MachineError
 from pipelines.evaluation.baselines import training_events
 from pipelines.evaluation.evaluator import Evaluation, Observe, evaluate
 from pipelines.evaluation.protocols import Protocol, get_protocol
 from pipelines.evaluation.ranking import EvaluatedTask
 from pipelines.run_folder import RunFolder
-from pipelines.training.checkpoint import checkpoint_path, checkpoint_steps, load_checkpoint
 from pipelines.training.distributed import this_world
-from pipelines.training.guards import Rent
-from pipelines.training.observers import Log, Watch
 from pipelines.training.run_log import beat
 from pipelines.training.signals import StopSignal
-from pipelines.training.state import TrainState, check_identity, load_best
-from pipelines.training.trainer import Trainer, TrainingData, autocast
+from pipelines.training.state import TrainState
+from pipelines.training.trainer import TrainingData, autocast
+from pipelines.training_stage import Session, put_best_weights, train_task
+
+_EVENTS = 1 << 24  # checked at a time: nothing of a large store is held in memory
 
 
 @dataclass(frozen=True)
@@ -104,6 +102,7 @@ def device_of(config: RunConfig) -> torch.device:
 def build_task(config: RunConfig, prepared: Prepared) -> Retrieval:
     """The model with freshly drawn weights on its device; the seed decides them."""
     torch.manual_seed(config.seed)
+    check_items(prepared.store)
     if prepared.store.manifest.get("timestamps") == "order" and getattr(config.model_options(), "use_time", False):
         fix = "use data with timestamps, or --set model.use_time=false"
         raise ConfigError("the data have no timestamps and the model reads them", where="model.use_time", fix=fix)
@@ -135,56 +134,38 @@ def training_counts(prepared: Prepared) -> np.ndarray:
     return np.bincount(prepared.store.items[inside], minlength=prepared.store.num_items + 1)
 
 
-def train(
-    config: RunConfig,
-    prepared: Prepared,
-    folder: RunFolder,
-    log: Log,
-    stop: StopSignal,
-    *,
-    resume: Path | None,
-    watch: Watch | None,
-    provenance: Mapping[str, str],
-) -> tuple[Retrieval, TrainState]:
-    """Train, or go on from the checkpoint ``resume``; the task comes back with the weights of the best validation."""
+def check_items(store: SequenceStore) -> None:
+    """Refuse events of items that a model's table has no row for.
+
+    A lookup on a GPU would say so without a line of its own, and a spread table might answer with another row.
+
+    Raises:
+        DataError: names the file and the first such event.
+    """
+    for start in range(0, store.num_events, _EVENTS):
+        items = store.items[start : start + _EVENTS]
+        if int(items.min()) < 1 or int(items.max()) > store.num_items:
+            event = int(np.flatnonzero((items < 1) | (items > store.num_items))[0])
+            what = f"event {start + event} is of item {items[event]}, the catalogue has items 1 to {store.num_items}"
+            fix = "delete the store's folder: the next run prepares it anew"
+            raise DataError(what, where=str(store.path / "items.npy"), fix=fix)
+
+
+def train(config: RunConfig, prepared: Prepared, session: Session) -> tuple[Retrieval, TrainState]:
+    """Train, or go on from a checkpoint; the task comes back with the weights of the best validation."""
     from pipelines.estimate.training_work import training_work  # here: the estimate itself reads the stages
 
-    task, trained_on = build_task(config, prepared), device_of(config)
-    data = TrainingData(
-        prepared.store,
-        cut_windows(prepared.store, prepared.split.train, config.loader.max_length, config.loader.windows),
-        config.loader,
-        config.seed,
-    )
-    trainer = Trainer(
+    task, stop = this_world().agree(lambda: build_task(config, prepared)), session.stop
+    windows = cut_windows(prepared.store, prepared.split.train, config.loader.max_length, config.loader.windows)
+    state = train_task(
+        config,
+        session,
         task,
-        data,
-        options=config.training,
-        optimizer=config.optimizer,
-        guards=config.guards,
-        checkpoints=folder.checkpoints,
-        log=log,
-        validate=lambda: ask(config, prepared, task, "valid", stop=stop, at_most=config.training.valid_queries).metrics,
-        stop=stop,
+        TrainingData(prepared.store, windows, config.loader, config.seed),
         identity=run_identity(config, prepared),
-        provenance=provenance,
-        watch=watch,
-        world=this_world(),
-        rent=Rent.so_far(),
-        work_of=training_work(config, prepared.store.num_items, trained_on.type),
+        validate=lambda: ask(config, prepared, task, "valid", stop=stop, at_most=config.training.valid_queries).metrics,
+        work_of=training_work(config, prepared.store.num_items, device_of(config).type),
     )
-    if resume is not None:
-        trainer.restore(resume)
-    try:
-        state = trainer.run()
-    except torch.OutOfMemoryError as error:
-        raise MachineError(
-            "the GPU's memory does not hold a training step",
-            where="loader",
-            fix="set a smaller loader.rows_per_batch or loader.tokens_per_batch and begin anew with --resume never; "
-            "`recpod estimate` says what fits",
-        ) from error
-    load_best(task, folder.checkpoints, state, this_world())
     return task, state
 
 
@@ -235,28 +216,11 @@ def spread(queries: Queries, at_most: int) -> Queries:
     return Queries(queries.user[rows], queries.end[rows])
 
 
-def newest_checkpoint(folder: RunFolder) -> Path | None:
-    """The run's newest checkpoint."""
-    steps = checkpoint_steps(folder.checkpoints)
-    return checkpoint_path(folder.checkpoints, steps[-1]) if steps else None
-
-
 def best_task(config: RunConfig, prepared: Prepared, folder: RunFolder) -> tuple[Retrieval, TrainState]:
     """The best checkpoint's model of a run that has been trained.
 
     Raises:
         RunError: no checkpoint, or one of another configuration.
     """
-    identity = run_identity(config, prepared)
-
-    def stand() -> TrainState:
-        newest = newest_checkpoint(folder)
-        if newest is None:
-            raise RunError("there is no checkpoint to evaluate", where=str(folder.path), fix="train the run first")
-        saved = load_checkpoint(newest)
-        check_identity(saved, identity, newest)
-        return TrainState(**saved["state"])
-
-    task, state = build_task(config, prepared), this_world().on_first(stand)
-    load_best(task, folder.checkpoints, state, this_world())
-    return task, state
+    task = this_world().agree(lambda: build_task(config, prepared))
+    return task, put_best_weights(config, task, folder, run_identity(config, prepared))

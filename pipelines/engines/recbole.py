@@ -40,6 +40,7 @@ from pipelines.training.checkpoint import load_checkpoint, sweep_checkpoints
 from pipelines.training.distributed import this_world
 from pipelines.training.signals import StopSignal
 from pipelines.training.state import check_identity, load_best
+from pipelines.training_stage import newest_checkpoint
 
 # RecBole's key -> where the recipe says it.
 _RECIPE_KEYS = {
@@ -124,7 +125,7 @@ def _train_and_evaluate(config: RunConfig, folder: RunFolder, console: Console, 
         f"({store.num_users:,} users, {store.num_items:,} items, {store.num_events:,} events), "
         f"{prepared.protocol.name}, device {stages.device_of(config)}"
     )
-    newest, identity = stages.newest_checkpoint(folder), run_identity(config, prepared)
+    newest, identity = newest_checkpoint(folder), run_identity(config, prepared)
     saved = load_checkpoint(newest) if newest else None
     if saved is not None and newest is not None:
         check_identity(saved, identity, newest)

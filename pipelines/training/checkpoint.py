@@ -41,6 +41,11 @@ def checkpoint_path(folder: Path, step: int) -> Path:
     return folder / f"step-{step}"
 
 
+def table_path(folder: Path, name: str) -> Path:
+    """Where the item table of the checkpoint ``name`` lies, if it is spread over processes."""
+    return folder / "tables" / name
+
+
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
     """Write ``state`` as the checkpoint of ``step``.
 
@@ -91,7 +96,8 @@ def sweep_checkpoints(folder: Path) -> None:
 def adopt_checkpoint(folder: Path, source: Path, best_step: int) -> tuple[Path, Path | None]:
     """Make the checkpoint ``source`` the newest of ``folder``, so that a run goes on from it and from nothing else.
 
-    Its best checkpoint comes along. Newer checkpoints of ``folder`` are moved to a folder beside it, not deleted.
+    Its best checkpoint comes along, and so do spread item tables. Newer checkpoints of ``folder`` are moved to a folder
+    beside it, not deleted.
 
     Returns:
         The checkpoint inside ``folder``, and where newer ones were moved (None when there were none).
@@ -105,11 +111,16 @@ def adopt_checkpoint(folder: Path, source: Path, best_step: int) -> tuple[Path, 
         aside.mkdir()
         for path in newer:
             path.rename(aside / path.name)
+            if (table := table_path(folder, path.name)).is_dir():
+                table_path(aside, path.name).parent.mkdir(exist_ok=True)
+                table.rename(table_path(aside, path.name))
     if source.parent.resolve() != folder.resolve():
         folder.mkdir(parents=True, exist_ok=True)
         for path in {source, source.with_name(f"step-{best_step}")}:
             if path.is_dir():
                 shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
+            if (table := table_path(source.parent, path.name)).is_dir():
+                shutil.copytree(table, table_path(folder, path.name), dirs_exist_ok=True)
     return checkpoint_path(folder, step), aside
 
 

@@ -58,6 +58,11 @@ class World:
         """Whether this is the one that writes: checkpoints, events, reports."""
         return self.rank == 0
 
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        """The processes over which gradients are averaged; None for all."""
+        return None
+
     def on_first(self, work: Callable[[], T]) -> T:
         """What ``work`` gives in the first process; the others wait for it and get the same.
 
@@ -262,6 +267,7 @@ def shared_loss(task: nn.Module, world: World) -> nn.Module:
         return nn.parallel.DistributedDataParallel(
             loss,
             device_ids=[device] if device.type == "cuda" else None,
+            process_group=world.group,
             broadcast_buffers=False,  # they are made from the data, alike everywhere
             gradient_as_bucket_view=True,
         )

@@ -29,12 +29,9 @@ class ColumnParallel(nn.Module):
         super().__init__()
         self.shards = shards
         # What arrives through shards has its gradient summed on the way back: then not here once more.
-        self.linear = _layers().ColumnParallelLinear(
-            whole.in_features,
-            whole.out_features,
-            config=_config(whole),
-            init_method=None,
-            bias=whole.bias is not None,
+        self.linear = _made(
+            "ColumnParallelLinear",
+            whole,
             tp_group=group,
             disable_grad_reduce=shards is not None,
         )
@@ -59,12 +56,9 @@ class RowParallel(nn.Module):
     def __init__(self, whole: nn.Linear, group: dist.ProcessGroup, shards: TokenShards | None = None) -> None:
         super().__init__()
         self.shards = shards
-        self.linear = _layers().RowParallelLinear(
-            whole.in_features,
-            whole.out_features,
-            config=_config(whole),
-            init_method=None,
-            bias=whole.bias is not None,
+        self.linear = _made(
+            "RowParallelLinear",
+            whole,
             input_is_parallel=True,
             skip_bias_add=True,
             tp_group=group,
@@ -89,7 +83,21 @@ def _layers() -> Any:
     with warnings.catch_warnings():  # of packages for GPUs that are not there, and are not needed
         warnings.simplefilter("ignore")
         from megatron.core.tensor_parallel import layers
+    # Its advice, once a process, on how a GPU may overlap product and sum.
+    layers.linear_with_grad_accumulation_and_async_allreduce.warned = True
     return layers
+
+
+def _made(kind: str, whole: nn.Linear, **options: Any) -> Any:
+    """Megatron's layer ``kind`` in the shape of ``whole``, without numbers."""
+    return getattr(_layers(), kind)(
+        whole.in_features,
+        whole.out_features,
+        config=_config(whole),
+        init_method=None,
+        bias=whole.bias is not None,
+        **options,
+    )
 
 
 def _config(whole: nn.Linear) -> Any:

@@ -34,14 +34,30 @@ class ParallelOptions:
             raise ConfigError("tokens are spread over the processes of a block", where="parallel.sequence", fix=fix)
 
 
-def check_parallel(options: ParallelOptions, *, processes: int, heads: int | None, model: str) -> None:
-    """Refuse sizes that do not fit, alike in every process: nothing is exchanged.
+def check_heads(options: ParallelOptions, *, heads: int | None, model: str) -> None:
+    """Refuse a model that cannot be spread so.
 
     Args:
         options: the recipe's ``parallel``.
-        processes: how many train together.
         heads: the model's ``heads``; None for a model without a tensor parallel form.
         model: its name.
+
+    Raises:
+        ConfigError: one line that names the key.
+    """
+    size, where = options.tensor, "parallel.tensor"
+    if size == 1:
+        return
+    if heads is None:
+        fix = "set it to 1, or use hstu or hstu-ranking"
+        raise ConfigError(f"{model} has no tensor parallel form", where=where, fix=fix)
+    if heads % size:
+        fix = "choose a divisor of model.heads"
+        raise ConfigError(f"{size} does not divide the {heads} heads of the model", where=where, fix=fix)
+
+
+def check_processes(options: ParallelOptions, processes: int) -> None:
+    """Refuse a number of processes that makes no whole groups, alike in every process: nothing is exchanged.
 
     Raises:
         ConfigError: one line that names the key.
@@ -50,12 +66,7 @@ def check_parallel(options: ParallelOptions, *, processes: int, heads: int | Non
     size, where = options.tensor, "parallel.tensor"
     if size == 1:
         return
-    if heads is None:
-        raise ConfigError(f"{model} has no tensor parallel form", where=where, fix="set it to 1, or use hstu")
-    if heads % size:
-        fix = "choose a divisor of model.heads"
-        raise ConfigError(f"{size} does not divide the {heads} heads of the model", where=where, fix=fix)
     if processes % size:
-        fix = f"start a multiple of {size} (launch.sh --processes)"
-        raise ConfigError(f"{processes} processes do not make whole groups of {size}", where=where, fix=fix)
+        what = f"{processes} process{'es' if processes > 1 else ''} cannot make groups of {size}"
+        raise ConfigError(what, where=where, fix=f"start a multiple of {size} (entrypoints/launch.sh --processes)")
     require("megatron.core", f"parallel.tensor: {size}")

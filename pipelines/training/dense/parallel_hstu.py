@@ -9,7 +9,7 @@ Context parallelism - rows cut over processes inside attention - is not offered.
 row, and unlike softmax's they need no running maximum, so a ring would only have to add. But rows are packed: at the
 published lengths (up to 8192) a row's attention fits one process with room to spare, heads divide it already, and
 sequence parallelism divides what is kept outside of it. Dealing whole rows by length^2 (pipelines/data/dealing.py)
-gives every process the same attention work without one message. docs/hstu-parallelism.md has the figures.
+gives every process the same attention work without one message. docs/hstu-parallelism.md says more.
 """
 
 from __future__ import annotations
@@ -59,6 +59,28 @@ class SpreadNorm(nn.Module):
         return normed if self.weight is None or self.bias is None else normed * self.weight + self.bias
 
 
+class OwnDropout(nn.Module):
+    """Dropout of columns that no other process has: independent of theirs, while all random generators stay alike.
+
+    Args:
+        share: of the numbers that are dropped.
+        rank: of the process within the block.
+    """
+
+    def __init__(self, share: float, rank: int) -> None:
+        super().__init__()
+        self.share, self.rank = share, rank
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x`` of any shape; in evaluation mode itself."""
+        if not self.training or self.share == 0:
+            return x
+        seed = int(torch.empty((), dtype=torch.int64).random_())  # of the CPU's generator: nobody waits for a GPU
+        generator = torch.Generator(x.device).manual_seed((seed + self.rank) % 2**63)
+        keep = torch.empty_like(x, requires_grad=False).bernoulli_(1 - self.share, generator=generator)
+        return x * keep / (1 - self.share)
+
+
 class ParallelBlocks(nn.Module):
     """A model's blocks one after the other; the first gets, and the last gives, all tokens in every process.
 
@@ -104,6 +126,7 @@ def spread_block(block: HSTULayer, mesh: DeviceMesh, shards: TokenShards | None)
     )
     part.attention_norm = SpreadNorm(block.attention_norm, mesh)  # type: ignore[assignment]
     part.input_norm, part.bias = block.input_norm, block.bias
+    part.dropout = OwnDropout(block.options.dropout, mesh.get_local_rank())  # type: ignore[assignment]
     # All hold them, and each uses them for its own heads or tokens.
     partly_used = [*(part.bias.parameters() if part.bias is not None else ())]
     partly_used += part.input_norm.parameters() if shards is not None else ()

@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pipelines.errors import ConfigError, RunError
+from pipelines.errors import RunError
+from pipelines.training.sparse.options import check_capacity
 from pipelines.training.sparse.torchrec_table import NAME, ShardedTable, collection, fused, table_config
 
 _IDS = 1 << 62
@@ -35,10 +36,7 @@ class ManagedTable(ShardedTable):
         from torchrec.modules.mc_modules import ManagedCollisionCollection
 
         options, width, processes = self.options, self.width, dist.get_world_size()
-        if options.capacity % processes:
-            what = f"{options.capacity} rows do not divide over {processes} processes"
-            fix = f"choose a multiple of {processes}"
-            raise ConfigError(what, where="embedding.capacity", fix=fix)
+        check_capacity(options, processes)
         module = _module_class()(
             zch_size=options.capacity,
             device=self.device,

@@ -62,9 +62,17 @@ class EmbeddingOptions:
 class Asked(Protocol):
     """What the check reads of a run's options; the names are those of the recipe."""
 
-    grad_clip: float
-    accumulate: int
-    precision: str
+    @property
+    def grad_clip(self) -> float:
+        """Largest gradient norm."""
+
+    @property
+    def accumulate(self) -> int:
+        """Batches of an update."""
+
+    @property
+    def precision(self) -> str:
+        """Of the layers."""
 
 
 def check_embedding(options: EmbeddingOptions, training: Asked, *, loss: str, item_l2: float = 0.0) -> None:
@@ -78,7 +86,6 @@ def check_embedding(options: EmbeddingOptions, training: Asked, *, loss: str, it
 
     Raises:
         ConfigError: one line for the first thing that does not go together.
-        MachineError: TorchRec is not installed.
     """
     if not options.sharded:
         return
@@ -98,6 +105,20 @@ def check_embedding(options: EmbeddingOptions, training: Asked, *, loss: str, it
     for applies, key, why, fix in refused:
         if applies:
             raise ConfigError(f"{why} ({here})", where=key, fix=fix)
+
+
+def check_capacity(options: EmbeddingOptions, processes: int) -> None:
+    """Refuse a number of processes that a managed table's rows do not divide over, alike in every process.
+
+    Raises:
+        ConfigError: one line that names the key.
+        MachineError: TorchRec is not installed.
+    """
+    if not options.sharded:
+        return
+    if options.capacity % processes:
+        what = f"{options.capacity} rows do not divide over {processes} processes"
+        raise ConfigError(what, where="embedding.capacity", fix=f"choose a multiple of {processes}")
     require("torchrec", f"embedding.sharding: {options.sharding}")
 
 

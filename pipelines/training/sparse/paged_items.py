@@ -16,10 +16,19 @@ from torch import Tensor, nn
 
 from models.batch import SequenceBatch
 from models.losses import draw_negatives
+from models.ranking import Ranking
 from models.tasks import LossOutput, Retrieval, default_generator
 from pipelines.errors import ConfigError
 from pipelines.training.distributed import Loss
 from pipelines.training.sparse.torchrec_table import ShardedTable
+
+Task = Retrieval | Ranking
+
+
+def item_table(task: Task) -> Tensor:
+    """The task's table of item vectors, ``[num_items + 1, D]``."""
+    weight: Tensor = task.item_embedding.weight  # type: ignore[union-attr, assignment]
+    return weight
 
 
 class PagedItems(nn.Module):
@@ -66,17 +75,24 @@ class PagedLoss(Loss):
 
     def forward(self, batch: SequenceBatch) -> LossOutput:
         """The loss of this process' share; with an empty one it still takes part in the lookup."""
-        task: Retrieval = self.task  # type: ignore[assignment]
-        targets = batch.targets[batch.targets > 0]
         if not batch.num_rows:
-            self.page = self.fetch(targets)
+            self.page = self.fetch(batch.items)
             return super().forward(batch)
+        task: Task = self.task  # type: ignore[assignment]
+        if isinstance(task, Ranking):  # reads the items of its histories and candidates, draws none
+            self.turn(batch.items)
+            return task.loss(replace(batch, items=self.page.rows(batch.items)))
+        targets = batch.targets[batch.targets > 0]
         generator = default_generator(targets.device)
         drawn = draw_negatives(task.loss_options, task.num_items, targets, generator, task.popularity)
-        self.page = self.fetch(torch.cat([batch.items, targets, drawn.negatives.flatten()]))
-        items: PagedItems = task.item_embedding  # type: ignore[assignment]
-        items.weight, task.drawn = self.page.leaf, replace(drawn, negatives=self.page.rows(drawn.negatives))
+        self.turn(torch.cat([batch.items, targets, drawn.negatives.flatten()]))
+        task.drawn = replace(drawn, negatives=self.page.rows(drawn.negatives))
         return task.loss(replace(batch, items=self.page.rows(batch.items), targets=self.page.rows(batch.targets)))
+
+    def turn(self, items: Tensor) -> None:
+        """Make the rows of ``items`` the task's table. Collective."""
+        self.page = self.fetch(items)
+        self.task.item_embedding.weight = self.page.leaf  # type: ignore[union-attr]
 
     def fetch(self, items: Tensor) -> Page:
         """The rows of ``items`` and padding. Collective."""
@@ -92,16 +108,17 @@ class PagedLoss(Loss):
         self.table.step(self.page.fetched, gradient[1:] * share)
 
 
-def shard_items(task: Retrieval, table: ShardedTable) -> PagedItems:
+def shard_items(task: Task, table: ShardedTable) -> PagedItems:
     """Move ``task``'s item table into ``table``; the task keeps a place for pages.
 
     Raises:
-        ConfigError: the task's loss is not :class:`Retrieval`'s, which takes negatives that were drawn beforehand.
+        ConfigError: the task's loss is neither :class:`Retrieval`'s, which takes negatives that were drawn beforehand,
+            nor :class:`Ranking`'s, which needs none.
     """
-    if type(task).loss is not Retrieval.loss:
+    if type(task).loss not in (Retrieval.loss, Ranking.loss):
         what = f"{type(task).__name__} has a loss of its own over the whole table"
         raise ConfigError(what, where="embedding.sharding", fix="use data_parallel")
-    table.fill(task.item_embedding.weight.detach())
+    table.fill(item_table(task).detach())
     paged = PagedItems(table.width)
-    task.item_embedding = paged  # type: ignore[assignment]
+    task.item_embedding = paged
     return paged

@@ -6,7 +6,10 @@ that counts has its table. Another number of processes, or another sharding, rea
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 from torch.distributed.checkpoint.api import CheckpointException
@@ -14,14 +17,9 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from pipelines.errors import RunError
-from pipelines.training.checkpoint import checkpoint_steps
+from pipelines.training.checkpoint import checkpoint_steps, table_path
 from pipelines.training.distributed import World
 from pipelines.training.sparse.torchrec_table import ShardedTable
-
-
-def table_path(checkpoints: Path, step: int) -> Path:
-    """Where the table of ``step`` lies."""
-    return checkpoints / "tables" / f"step-{step}"
 
 
 def save_table(table: ShardedTable, checkpoints: Path, step: int, world: World) -> None:
@@ -30,10 +28,11 @@ def save_table(table: ShardedTable, checkpoints: Path, step: int, world: World) 
     Raises:
         RunError: in all processes, when one could not write its part; earlier checkpoints stay.
     """
-    path = table_path(checkpoints, step)
+    path = table_path(checkpoints, f"step-{step}")
     world.on_first(lambda: shutil.rmtree(path, ignore_errors=True))
     try:
-        save(table.state(), checkpoint_id=path)
+        with _quiet():
+            save(table.state(), checkpoint_id=path)
     except (CheckpointException, OSError) as error:
         fix = "free space or make the folder writable, then start the same command again"
         raise RunError(
@@ -47,9 +46,10 @@ def load_table(table: ShardedTable, checkpoints: Path, step: int) -> None:
     Raises:
         RunError: in all processes, when one could not read its part.
     """
-    path, state = table_path(checkpoints, step), table.state()
+    path, state = table_path(checkpoints, f"step-{step}"), table.state()
     try:
-        load(state, checkpoint_id=path)
+        with _quiet():
+            load(state, checkpoint_id=path)
     except (CheckpointException, OSError, ValueError, RuntimeError) as error:
         fix = "delete the checkpoint of this step to resume from the one before it, or use --resume never"
         raise RunError(f"the item table cannot be read ({_reason(error)})", where=str(path), fix=fix) from error
@@ -62,6 +62,14 @@ def prune_tables(checkpoints: Path) -> None:
     for path in (checkpoints / "tables").glob("step-*"):
         if path.name not in kept:
             shutil.rmtree(path)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warning that TorchRec's sharded tensors are of an older kind."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def _reason(error: BaseException) -> str:

@@ -12,6 +12,7 @@ Row-wise Adagrad keeps one number a row, the sum over updates of the mean square
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -157,7 +158,9 @@ def _distribute(module: nn.Module, sharder: Any, options: EmbeddingOptions, devi
     gpu = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
     topology = Topology(world_size=world, compute_device=device.type, hbm_cap=gpu, ddr_cap=memory_bytes() // world)
     constraint = ParameterConstraints(sharding_types=_KINDS[options.sharding], compute_kernels=["fused"])
-    planner = EmbeddingShardingPlanner(topology=topology, constraints={NAME: constraint})
+    with warnings.catch_warnings():  # advice for the planner's authors
+        warnings.simplefilter("ignore")
+        planner = EmbeddingShardingPlanner(topology=topology, constraints={NAME: constraint})
     try:
         plan = planner.collective_plan(module, [sharder], group)
     except PlannerError as error:
@@ -178,4 +181,5 @@ def join_alone() -> None:
     """A process group of one, where nobody else is: TorchRec and the sharded checkpoints want one."""
     if not dist.is_initialized():
         store = dist.HashStore()  # type: ignore[attr-defined]
-        dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, store=store, rank=0, world_size=1)

@@ -13,46 +13,68 @@ from typing import Any
 from torch import Tensor
 
 from models.batch import SequenceBatch
-from models.tasks import Retrieval
 from pipelines.errors import RunError
-from pipelines.training.checkpoint import checkpoint_path
 from pipelines.training.optimizers import OptimizerOptions, learning_rate
 from pipelines.training.sparse.managed_table import ManagedTable
 from pipelines.training.sparse.options import EmbeddingOptions
-from pipelines.training.sparse.paged_items import PagedItems, PagedLoss, shard_items
+from pipelines.training.sparse.paged_items import PagedLoss, Task, item_table, shard_items
 from pipelines.training.sparse.table_files import load_table, prune_tables, save_table
 from pipelines.training.sparse.torchrec_table import ShardedTable
-from pipelines.training.state import load_best
 from pipelines.training.trainer import Trainer
+
+
+class ShardedItems:
+    """A task's item table, moved out of it and spread over the processes; collective, as are its methods.
+
+    Args:
+        task: with its table, which moves out of it.
+        embedding: how the table is spread.
+        optimizer: of the dense layers.
+    """
+
+    def __init__(self, task: Task, embedding: EmbeddingOptions, optimizer: OptimizerOptions) -> None:
+        weight = item_table(task)
+        rows, width = weight.shape
+        kind = ManagedTable if embedding.capacity else ShardedTable
+        self.table = kind(rows, width, embedding, device=weight.device, eps=optimizer.eps)
+        self.place = shard_items(task, self.table)
+
+    def copy(self) -> None:
+        """Give the task a copy of the whole table in main memory, for evaluation."""
+        self.place.weight = self.table.gather()
+
+    def load(self, checkpoints: Path, step: int) -> None:
+        """Read the table of ``step`` and give the task a copy.
+
+        Raises:
+            RunError: in all processes, when one could not read its part.
+        """
+        load_table(self.table, checkpoints, step)
+        self.copy()
 
 
 class ShardedTrainer(Trainer):
     """A training whose item table TorchRec holds.
 
     Args:
-        task: a retrieval task with its table, which moves out of it.
+        task: a task with its table, which moves out of it.
         arguments: as :class:`Trainer` takes them.
         embedding: how the table is spread.
         optimizer: of the dense layers; its schedule is the table's too.
         settings: as :class:`Trainer` takes them.
     """
 
-    task: Retrieval
-
     def __init__(
         self,
-        task: Retrieval,
+        task: Task,
         *arguments: Any,
         embedding: EmbeddingOptions,
         optimizer: OptimizerOptions,
         **settings: Any,
     ) -> None:
-        weight = task.item_embedding.weight
         self.embedding = embedding
-        kind = ManagedTable if embedding.capacity else ShardedTable
-        rows, width = weight.shape
-        self.table = kind(rows, width, embedding, device=weight.device, eps=optimizer.eps)
-        self.items: PagedItems = shard_items(task, self.table)
+        self.items = ShardedItems(task, embedding, optimizer)
+        self.table = self.items.table
         super().__init__(task, *arguments, optimizer=optimizer, **settings)
         loss: Any = getattr(self.loss, "module", self.loss)
         loss.__class__ = PagedLoss  # what DDP has wrapped stays the same object
@@ -73,7 +95,7 @@ class ShardedTrainer(Trainer):
 
     def judge_epoch(self) -> None:
         """As ever, over a copy of the table."""
-        self.items.weight = self.table.gather()
+        self.items.copy()
         super().judge_epoch()
 
     def save(self) -> None:
@@ -101,12 +123,6 @@ class ShardedTrainer(Trainer):
         super().restore(path)
         load_table(self.table, path.parent, int(path.name.removeprefix("step-")))
 
-    def load_best(self) -> None:
-        """Put the weights of the best validation into the task, with a copy of all items.
-
-        Raises:
-            RunError: training ended before its first validation.
-        """
-        load_best(self.task, self.checkpoints, self.state, self.world)
-        load_table(self.table, checkpoint_path(self.checkpoints, self.state.best_step).parent, self.state.best_step)
-        self.items.weight = self.table.gather()
+    def load_best_table(self) -> None:
+        """Put the items of the best validation, which there is, into the task."""
+        self.items.load(self.checkpoints, self.state.best_step)

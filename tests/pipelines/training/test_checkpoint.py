@@ -11,12 +11,14 @@ import torch
 from pipelines.errors import RunError
 from pipelines.training import checkpoint
 from pipelines.training.checkpoint import (
+    adopt_checkpoint,
     checkpoint_path,
     checkpoint_steps,
     load_checkpoint,
     prune_checkpoints,
     save_checkpoint,
     sweep_checkpoints,
+    table_path,
 )
 
 
@@ -107,3 +109,17 @@ def test_code_cannot_hide_in_a_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="cannot be read"):
         load_checkpoint(path)
     assert not (tmp_path / "made").exists()
+
+
+def test_spread_item_tables_go_where_their_checkpoints_go(tmp_path: Path) -> None:
+    """One that is adopted brings its own and the best one's; those of newer checkpoints are moved aside."""
+    for place, steps in (("here", (1, 5)), ("there", (2, 3))):
+        for step in steps:
+            save_checkpoint(tmp_path / place, step, {"step": step})
+            table_path(tmp_path / place, f"step-{step}").mkdir(parents=True)
+            (table_path(tmp_path / place, f"step-{step}") / "part").write_text(f"{place} {step}")
+    path, aside = adopt_checkpoint(tmp_path / "here", tmp_path / "there" / "step-3", 2)
+    assert aside is not None and path == tmp_path / "here" / "step-3"
+    assert (table_path(aside, "step-5") / "part").read_text() == "here 5"
+    kept = {part.parent.name: part.read_text() for part in (tmp_path / "here" / "tables").glob("*/part")}
+    assert kept == {"step-1": "here 1", "step-2": "there 2", "step-3": "there 3"}

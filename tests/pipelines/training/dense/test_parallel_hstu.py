@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from models.layers.hstu import HSTUBlockOptions, HSTULayer, HSTULayout
 from pipelines.errors import ConfigError
-from pipelines.training.dense.options import ParallelOptions, check_parallel
+from pipelines.training.dense.options import ParallelOptions, check_heads, check_processes
 from pipelines.training.distributed import World
 from tests.pipelines.training.gang import run_gang
 
@@ -172,16 +172,21 @@ def test_heads_that_do_not_divide_are_said_by_every_process(answers: dict[str, l
     ("options", "facts", "message"),
     [
         ({"tensor": 2}, {"heads": 3}, "parallel.tensor: 2 does not divide the 3 heads"),
-        ({"tensor": 2}, {"processes": 3}, "parallel.tensor: 3 processes do not make whole groups of 2"),
+        ({"tensor": 2}, {"processes": 3}, "parallel.tensor: 3 processes cannot make groups of 2"),
+        ({"tensor": 2}, {"processes": 1}, "parallel.tensor: 1 process cannot make groups of 2"),
         ({"tensor": 2}, {"heads": None}, "parallel.tensor: hstu has no tensor parallel form"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused_before_anything_is_built(
     options: dict[str, int], facts: dict[str, Any], message: str
 ) -> None:
+    def check(made: ParallelOptions, processes: int = 4, heads: int | None = 4) -> None:
+        check_heads(made, heads=heads, model="hstu")
+        check_processes(made, processes)
+
     with pytest.raises(ConfigError, match=message):
-        check_parallel(ParallelOptions(**options), **{"processes": 4, "heads": 4, "model": "hstu", **facts})
-    check_parallel(ParallelOptions(tensor=2), processes=4, heads=4, model="hstu")
+        check(ParallelOptions(**options), **facts)
+    check(ParallelOptions(tensor=2))
 
 
 @pytest.mark.parametrize(

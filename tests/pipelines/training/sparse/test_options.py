@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pipelines.errors import ConfigError, MachineError
-from pipelines.training.sparse.options import EmbeddingOptions, check_embedding
+from pipelines.training.sparse.options import EmbeddingOptions, check_capacity, check_embedding
 from pipelines.training.trainer import TrainingOptions
 
 FINE: dict[str, Any] = {"loss": "sampled_softmax"}
@@ -36,7 +36,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_what_does_not_go_together_is_refused_by_name(
-    installed: None, training: dict[str, Any], rest: dict[str, Any], message: str
+    training: dict[str, Any], rest: dict[str, Any], message: str
 ) -> None:
     options = TrainingOptions(**training)
     with pytest.raises(ConfigError, match=message) as caught:
@@ -45,7 +45,7 @@ def test_what_does_not_go_together_is_refused_by_name(
     check_embedding(EmbeddingOptions(), options, **{**FINE, **rest})  # every process has the table: all is well
 
 
-def test_a_recipe_that_fits_is_taken(installed: None) -> None:
+def test_a_recipe_that_fits_is_taken() -> None:
     check_embedding(EmbeddingOptions("table_wise"), TrainingOptions(), **FINE)
 
 
@@ -55,7 +55,15 @@ def test_the_extra_is_named_where_torchrec_is_missing(monkeypatch: pytest.Monkey
         "^embedding.sharding: auto: needs torchrec, which is not installed. Install extra hstu: entrypoints/setup.sh"
     )
     with pytest.raises(MachineError, match=message):
-        check_embedding(EmbeddingOptions("auto"), TrainingOptions(), **FINE)
+        check_capacity(EmbeddingOptions("auto"), 1)
+    check_capacity(EmbeddingOptions(), 1)
+
+
+def test_rows_of_a_managed_table_divide_over_the_processes(installed: None) -> None:
+    options = EmbeddingOptions("row_wise", capacity=12)
+    check_capacity(options, 3)
+    with pytest.raises(ConfigError, match=r"^embedding\.capacity: 12 rows do not divide over 5 processes"):
+        check_capacity(options, 5)
 
 
 @pytest.mark.parametrize(
