@@ -1,4 +1,4 @@
-"""The claim of ranking runs: the mean over seeds beside the baseline of the same runs; what is no such run is refused."""
+"""Claims of ranking runs: the mean over seeds beside the baseline of the same runs; what is no such run is refused."""
 
 from __future__ import annotations
 
