@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from models.batch import SequenceBatch
 from models.layers.dropout import Dropout
-from models.layers.hstu import HSTUBlockOptions, HSTULayer, HSTULayout
+from models.layers.hstu import HSTUBlockOptions, HSTULayer, HSTULayout, attention_divisor, check_divisor
 from models.layers.position import CountedFrom, LearnedPositions
 from models.layers.relative_bias import BiasKind
 from models.losses import LossOptions, Seen, compute_loss
@@ -48,8 +48,11 @@ class HSTUOptions:
     dropout: float = 0.2
     """After the embedding and before each block's output projection."""
     max_length: int = 200
-    """N, what attention weights are divided by, and the positions that the model knows (``loader.max_length`` must not
-    be greater)."""
+    """The positions that the model knows (``loader.max_length`` must not be greater), and N, what attention weights are
+    divided by, unless ``scaling_length`` says another."""
+    scaling_length: int | None = None
+    """N instead of ``max_length``. -1: the longest row of the batch, of this process' part of it; what a user gets then
+    depends on who else is in the batch, in training and in evaluation."""
     positions: Positions = "oldest"
     """Learned positions at the input, counted from the ``oldest`` or the ``newest`` token, or ``none``."""
     relative_bias: BiasKind = "position_time"
@@ -65,6 +68,9 @@ class HSTUOptions:
     """Whether a block's norms have a learned gain and shift."""
     norm_eps: float = 1e-6
     """Of a block's norms."""
+    dense_init_std: float | None = None
+    """Standard deviation of the first weights of each block's two projections; null: 0.02 of the input's, the output's
+    are Xavier-uniform."""
     scale_embedding: bool = True
     """Multiply item vectors at the input by sqrt(hidden)."""
     similarity: Similarity = "cosine"
@@ -95,6 +101,8 @@ class HSTUOptions:
         for key in ("temperature", "l2_norm_eps", "norm_eps"):
             if not getattr(self, key) > 0:
                 raise ValueError(f"{key}: {getattr(self, key)} is not above 0")
+        check_divisor("scaling_length", self.scaling_length)
+        check_init_std(self.dense_init_std)
         self.block()  # checks the rest
 
     def block(self) -> HSTUBlockOptions:
@@ -132,6 +140,7 @@ class HSTU(Retrieval):
         self.dropout = Dropout(options.dropout)
         self.blocks = nn.ModuleList(HSTULayer(options.block()) for _ in range(options.blocks))
         self.apply(hstu_init)
+        begin_normal(self.blocks, options.dense_init_std)
 
     @property
     def query_time(self) -> str:
@@ -144,7 +153,13 @@ class HSTU(Retrieval):
         measured_from = batch.timestamps
         if self.query_time == "aware":
             measured_from = next_event_times(batch)
-        return HSTULayout(batch.offsets, timestamps=batch.timestamps, next_times=measured_from, tokens=batch.num_tokens)
+        return HSTULayout(
+            batch.offsets,
+            timestamps=batch.timestamps,
+            next_times=measured_from,
+            max_length=attention_divisor(self.options.scaling_length, batch.offsets),
+            tokens=batch.num_tokens,
+        )
 
     def token_states(self, batch: SequenceBatch) -> Tensor:
         """The state after each token, ``[T, D]``."""
@@ -199,6 +214,23 @@ def hstu_init(module: nn.Module) -> None:
             if isinstance(projection, nn.Linear):
                 start(projection.weight)
                 nn.init.zeros_(projection.bias)
+
+
+def begin_normal(blocks: nn.ModuleList, std: float | None) -> None:
+    """Draw the projections of all ``blocks`` from a normal distribution; None leaves them as they are."""
+    for block in blocks if std is not None else ():
+        for projection in (block.project_in, block.project_out):
+            nn.init.normal_(projection.weight, std=std)  # type: ignore[arg-type, union-attr]
+
+
+def check_init_std(std: float | None) -> None:
+    """Refuse an option ``dense_init_std`` that is no standard deviation.
+
+    Raises:
+        ValueError: it is not above 0.
+    """
+    if std is not None and not std > 0:
+        raise ValueError(f"dense_init_std: {std} is not above 0")
 
 
 def _small(weight: Tensor) -> Tensor:

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.batch import SequenceBatch
-from models.hstu import hstu_init
+from models.hstu import begin_normal, check_init_std, hstu_init
 from models.kernels.hstu_attention import AttentionMask
 from models.layers.dropout import Dropout
-from models.layers.hstu import HSTUBlockOptions, HSTULayer, HSTULayout
+from models.layers.hstu import HSTUBlockOptions, HSTULayer, HSTULayout, attention_divisor, check_divisor
 from models.layers.interleave import Interleaved, interleave
 from models.layers.relative_bias import BiasKind
 from models.ranking import Ranking, RankingData, asked_tokens, check_actions
@@ -67,13 +67,17 @@ class HSTURankingOptions:
     time_buckets: int = 128
     """Of the bias by time."""
     scaling_length: int | None = None
-    """N, what attention weights are divided by; null takes the tokens of the longest possible row."""
+    """N, what attention weights are divided by; null takes the tokens of the longest possible row. -1: the longest row
+    of the batch, of this process' part of it; what a user gets then depends on who else is in the batch."""
     scale_by_dim: bool = True
     """Divide scores by sqrt(attention_dim)."""
     norm_affine: bool = True
     """Whether a block's norms have a learned gain and shift."""
     norm_eps: float = 1e-5
     """Of all norms."""
+    dense_init_std: float | None = None
+    """Standard deviation of the first weights of each block's two projections; null: 0.02 of the input's, the output's
+    are Xavier-uniform."""
     output_norm: OutputNorm = "layer"
     """Of the states before the head: a ``layer`` norm, length 1 (``l2``), or ``none``."""
     head: tuple[int, ...] = (128, 5)
@@ -98,7 +102,9 @@ class HSTURankingOptions:
             raise ValueError(f"candidates: {self.candidates} is negative")
         if self.hidden % self.heads and None in (self.attention_dim, self.linear_dim):
             raise ValueError(f"heads: {self.heads} does not divide hidden ({self.hidden}): set both dims of a head")
-        for key in ("item_dim", "context_dim", "scaling_length"):
+        check_divisor("scaling_length", self.scaling_length)
+        check_init_std(self.dense_init_std)
+        for key in ("item_dim", "context_dim"):
             if getattr(self, key) is not None and getattr(self, key) < 1:
                 raise ValueError(f"{key}: {getattr(self, key)} is less than 1")
         if not self.head or min(self.head) < 1:
@@ -161,6 +167,7 @@ class HSTURanking(Ranking):
         self.blocks = nn.ModuleList(HSTULayer(options.block(len(sizes))) for _ in range(options.blocks))
         self.output_norm = nn.LayerNorm(options.hidden, options.norm_eps) if options.output_norm == "layer" else None
         self.apply(hstu_init)
+        begin_normal(self.blocks, options.dense_init_std)
         self.head = _head(options)
 
     def predict(self, batch: SequenceBatch) -> Tensor:
@@ -226,7 +233,7 @@ class HSTURanking(Ranking):
             mask,
             timestamps=times,
             next_times=times,  # what is shown is shown now: an item asks at its own time
-            max_length=self.options.scaling_length,
+            max_length=attention_divisor(self.options.scaling_length, places.offsets),
             tokens=places.tokens,
         )
 

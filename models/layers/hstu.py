@@ -82,20 +82,51 @@ class HSTULayout:
         mask: who sees whom.
         timestamps: ``[T]`` int64 seconds; needed for a bias by time.
         next_times: ``[T]`` int64 seconds, what each token measures from; needed for a bias by time.
-        max_length: what attention weights are divided by instead of the options' N; None takes that.
+        max_length: what attention weights are divided by instead of the options' N, see :func:`attention_divisor`; None
+            takes that.
+        tokens: T, where the host knows it: a GPU's would have to be waited for.
     """
 
     offsets: Tensor
     mask: AttentionMask = field(default_factory=AttentionMask)
     timestamps: Tensor | None = None
     next_times: Tensor | None = None
-    max_length: int | None = None
+    max_length: int | Tensor | None = None
     tokens: int | None = None
 
     @cached_property
     def seen(self) -> Tensor:
         """The mask's numbers, ``[T, 5]`` int32, made once for all layers."""
         return self.mask.seen(self.offsets, int(self.offsets[-1]) if self.tokens is None else self.tokens)
+
+
+LONGEST_ROW = -1
+"""As a length to divide by: that of the batch's longest row."""
+
+
+def attention_divisor(length: int | None, offsets: Tensor) -> int | Tensor | None:
+    """What attention weights are divided by, for :class:`HSTULayout`.
+
+    Args:
+        length: a number of tokens, :data:`LONGEST_ROW`, or None: what the options say.
+        offsets: ``[U + 1]`` int64, row borders.
+
+    Returns:
+        ``length``, or the longest row's on the device, a scalar.
+    """
+    if length != LONGEST_ROW:
+        return length
+    return offsets.diff().max().clamp(min=1) if offsets.numel() > 1 else 1
+
+
+def check_divisor(key: str, length: int | None) -> None:
+    """Refuse an option ``key`` that is no number of tokens, :data:`LONGEST_ROW` or None.
+
+    Raises:
+        ValueError: with the key.
+    """
+    if length is not None and length != LONGEST_ROW and length < 1:
+        raise ValueError(f"{key}: {length} is less than 1 (-1: the longest row of the batch)")
 
 
 class HSTULayer(nn.Module):
@@ -160,7 +191,7 @@ class HSTULayer(nn.Module):
         widths = [o.linear_dim, o.linear_dim, o.attention_dim, o.attention_dim]
         u, v, q, k = torch.split(heads, widths, dim=-1)
         bias = None if self.bias is None else self.bias(layout.timestamps, layout.next_times)
-        n = layout.max_length or o.max_length
+        n = o.max_length if layout.max_length is None else layout.max_length
         out = hstu_attention(q, k, v, layout.offsets, max_length=n, mask=layout.seen, bias=bias, scale=self.scale)
         normed = self.attention_norm(out.flatten(1))
         return (normed.view(u.shape) * u).flatten(1)  # u stays a view of the projection: flat it would be a copy

@@ -11,6 +11,9 @@ from pipelines.errors import ConfigError
 from pipelines.estimate.devices import Device
 from pipelines.estimate.hours import Hours, find_hours, find_rates
 from pipelines.estimate.memory import Memory, MemoryModel
+from pipelines.estimate.ranking_memory import RankingMemoryModel
+from pipelines.estimate.ranking_work import RankingWork, find_ranking_work
+from pipelines.estimate.schedule import Schedule, schedule_of
 from pipelines.estimate.throughput import Throughput
 from pipelines.estimate.volume import Volume, find_volume
 from pipelines.estimate.work import Work, find_work, formats_of
@@ -39,7 +42,6 @@ class Forecast:
         gpus: how many of them.
         volume: what there is to go through.
         work: what a token costs.
-        steps_per_epoch: updates of an epoch, accumulation counted.
         memory: on one device.
         hours: how long, or why that is not known.
         price: of an hour.
@@ -50,15 +52,14 @@ class Forecast:
     gpus: int
     volume: Volume
     work: Work
-    steps_per_epoch: int
     memory: Memory
     hours: Hours | str
     price: Price
 
     @property
-    def steps(self) -> int:
-        """Updates of all epochs, as the trainer counts them."""
-        return self.config.training.epochs * self.steps_per_epoch
+    def schedule(self) -> Schedule:
+        """Updates and validations, as the trainer counts them."""
+        return schedule_of(self.config, self.volume)
 
     def dollars(self, seconds: float) -> float | None:
         """What ``seconds`` cost."""
@@ -66,19 +67,19 @@ class Forecast:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for ``--json``."""
-        epochs = self.config.training.epochs
+        schedule = self.schedule
         found: dict[str, Any] = {
             "recipe": self.config.recipe or self.config.name,
             "device": self.device.name,
             "gpus": self.gpus,
             "data": asdict(self.volume),
-            "epochs": epochs,
-            "steps_per_epoch": self.steps_per_epoch,
-            "steps": self.steps,
-            "targets": self.volume.targets * epochs,
+            "epochs": schedule.epochs,
+            "steps_per_epoch": schedule.steps_per_epoch,
+            "steps": schedule.steps,
+            "targets": schedule.targets(self.volume),
             "parameters": self.work.parameters,
             "flops_per_target": self.work.flops,
-            "flops": self.work.flops * self.volume.targets * epochs,
+            "flops": self.work.flops * schedule.targets(self.volume),
             "memory": {**asdict(self.memory), "fits": self.memory.fits, "verdict": self.memory.verdict},
             "price": asdict(self.price),
         }
@@ -124,8 +125,7 @@ def forecast(
     if gpus < 1 or (gpus > 1 and device.kind == "cpu"):
         raise ConfigError(f"{gpus} of {device.name}", where="--gpus", fix="give 1 or more, of a GPU")
     volume = find_volume(config)
-    options, name = config.model_options(), config.model["name"]
-    work = find_work(name, options, volume.items, volume.shared_length, formats_of(config, device.kind))
+    work = work_of(config, volume, device.kind)
     rates = find_rates(config, volume, work, device, files, gpus)
     return Forecast(
         config=config,
@@ -133,11 +133,26 @@ def forecast(
         gpus=gpus,
         volume=volume,
         work=work,
-        steps_per_epoch=-(-volume.batches // config.training.accumulate),
-        memory=MemoryModel(config, volume, work, gpus).judge(device.room),
+        memory=memory_of(config, volume, work, gpus).judge(device.room),
         hours=rates if isinstance(rates, str) else find_hours(config, volume, rates),
         price=find_price(config, device, gpus, price_per_hour),
     )
+
+
+def work_of(config: RunConfig, volume: Volume, kind: str) -> Work:
+    """What the run's model costs on a ``cpu`` or ``cuda`` device."""
+    options, formats = config.model_options(), formats_of(config, kind)
+    if volume.ranking is not None:
+        return find_ranking_work(options, volume.items, volume.ranking, volume.shared_length, formats)
+    step = volume.targets / volume.batches
+    return find_work(config.model["name"], options, volume.items, volume.shared_length, formats, step)
+
+
+def memory_of(config: RunConfig, volume: Volume, work: Work, gpus: int = 1) -> MemoryModel:
+    """The peak as a function of the loader's batch size."""
+    if isinstance(work, RankingWork):
+        return RankingMemoryModel(config, volume, work, gpus)
+    return MemoryModel(config, volume, work, gpus)
 
 
 def find_price(config: RunConfig, device: Device, gpus: int, given: float | None) -> Price:

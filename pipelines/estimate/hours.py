@@ -27,6 +27,9 @@ from pipelines.config import RunConfig
 from pipelines.config_files import CONFIGS
 from pipelines.estimate.devices import Device, find_device
 from pipelines.estimate.layer_work import Formats
+from pipelines.estimate.ranking_layers import RankingShape
+from pipelines.estimate.ranking_work import find_ranking_work
+from pipelines.estimate.schedule import schedule_of
 from pipelines.estimate.throughput import Measurement, Throughput
 from pipelines.estimate.volume import Volume
 from pipelines.estimate.work import Work, find_work
@@ -136,7 +139,7 @@ def _measured(volume: Volume, device: Device, file: Throughput, entry: Measureme
         target=Span(1 / max(speeds), len(speeds) / sum(speeds), 1 / min(speeds)),
         overhead=entry.step_overhead_s * volume.batches / volume.targets,
         encode=exactly(1 / entry.encode_queries_per_s),
-        rank=exactly(1 / entry.rank_queries_per_s),
+        rank=exactly(_seconds(entry.rank_queries_per_s)),
         save=entry.save_s,
         startup=entry.startup_s,
         measured=True,
@@ -144,11 +147,20 @@ def _measured(volume: Volume, device: Device, file: Throughput, entry: Measureme
     )
 
 
+def _seconds(rate: float) -> float:
+    """Of a query at ``rate`` queries a second; 0: a model that ranks no catalogue takes none."""
+    return 1 / rate if rate else 0.0
+
+
 def _work_of(pair: tuple[Throughput, Measurement]) -> Work:
     """What the measured model costs, counted as the one that is estimated."""
     file, entry = pair
     formats = Formats(file.device["kind"], entry.narrow, entry.loss)
-    return find_work(entry.model["name"], entry.options(), entry.items, entry.shared_length, formats)
+    if entry.ranking is not None:
+        shape = RankingShape(**entry.ranking)
+        return find_ranking_work(entry.options(), entry.items, shape, entry.shared_length, formats)
+    step = entry.targets_per_step
+    return find_work(entry.model["name"], entry.options(), entry.items, entry.shared_length, formats, step)
 
 
 def _scaled(volume: Volume, work: Work, device: Device, file: Throughput, entry: Measurement) -> Rates:
@@ -177,7 +189,7 @@ def _scaled(volume: Volume, work: Work, device: Device, file: Throughput, entry:
         target=Span(max(overhead, slope.low), overhead + slope.middle, overhead + slope.high),
         overhead=overhead,
         encode=ratio.times(length / entry.encode_queries_per_s),
-        rank=exactly(table * moving / entry.rank_queries_per_s),
+        rank=exactly(table * moving * _seconds(entry.rank_queries_per_s)),
         save=entry.save_s * work.parameters / there.parameters,
         startup=entry.startup_s,
         measured=False,
@@ -218,21 +230,20 @@ def _divided(rates: Rates, gpus: int) -> Rates:
 
 def find_hours(config: RunConfig, volume: Volume, rates: Rates) -> Hours:
     """Everything that a run does with the clock running, from its process' start to its last evaluation."""
-    training, evaluation = config.training, config.evaluation
-    passes = -(-training.epochs // training.eval_every)
-    one = rates.encode.plus(rates.rank).times(volume.queries)
-    validation = one.plus(exactly(rates.save))
+    training, evaluation, schedule = config.training, config.evaluation, schedule_of(config, volume)
+    passes, query = schedule.passes, rates.encode.plus(rates.rank)
+    one, validation = query.times(volume.queries), query.times(schedule.queries).plus(exactly(rates.save))
     others = len(evaluation.also) + evaluation.shuffle_ties + evaluation.shuffle_order
     closing = one.times(2 + others).plus(rates.rank.times(volume.queries * (1 + others)))  # the model's, popularity's
     epoch = rates.target.times(volume.targets)
     start = exactly(rates.startup)
-    total = start.plus(epoch.times(training.epochs)).plus(validation.times(passes)).plus(closing)
+    total = start.plus(epoch.times(schedule.epochs)).plus(validation.times(passes)).plus(closing)
     least = min(training.patience + 1, passes) if training.patience else passes
-    epochs = min(least * training.eval_every, training.epochs)
+    epochs = min(least * schedule.between, schedule.epochs)
     earliest = start.plus(epoch.times(epochs)).plus(validation.times(least)).plus(closing)
     return Hours(
         total=total,
-        training=epoch.times(training.epochs),
+        training=epoch.times(schedule.epochs),
         validation=validation.times(passes),
         closing=closing,
         startup=rates.startup,

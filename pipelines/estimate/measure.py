@@ -12,8 +12,9 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,14 +22,17 @@ from rich.console import Console
 
 from models.batch import SequenceBatch
 from models.losses.gradients import cpu_multiplies_bfloat16
-from pipelines import stages
+from pipelines import ranking_stages, run_stages, stages
 from pipelines.config import RunConfig
-from pipelines.data.loader import Windows, cut_windows, gather_batch, training_batches
+from pipelines.data.loader import Windows, cut_windows, training_batches
+from pipelines.data.ranking_loader import ranking_gather, ranking_windows
 from pipelines.data.splits import Queries
+from pipelines.estimate.ranking_volume import protocol_of
 from pipelines.estimate.throughput import Measurement
 from pipelines.estimate.volume import from_store
 from pipelines.estimate.work import formats_of
 from pipelines.evaluation.evaluator import evaluate
+from pipelines.evaluation.ranking_evaluator import evaluate_ranking
 from pipelines.machine import describe_machine, package_versions
 from pipelines.run_folder import commit
 from pipelines.runbook import check_machine
@@ -81,7 +85,7 @@ def measure(config: RunConfig, seconds: float, age: Callable[[], float] = proces
         MachineError: preflight has failed.
     """
     began = time.perf_counter()
-    prepared = stages.prepare(config)  # made once, opened ever after: not part of a start
+    prepared = run_stages.prepare(config)  # made once, opened ever after: not part of a start
     not_counted = time.perf_counter() - began
     check_machine(config, Console(quiet=True))  # a run does it before anything else
     asked = _sample(prepared.split.valid)
@@ -89,7 +93,7 @@ def measure(config: RunConfig, seconds: float, age: Callable[[], float] = proces
         timed = _time(config, prepared, asked, Path(folder), seconds, lambda: age() - not_counted)
     volume, device = from_store(config, prepared.store), stages.device_of(config)
     formats, resolved = formats_of(config, device.type), config.resolved()
-    tokens = cut_windows(prepared.store, asked, config.loader.max_length).lengths.sum()
+    tokens = _asked_windows(config, prepared, asked).lengths.sum()
     return Measurement(
         recipe=config.recipe or config.name,
         dataset=config.dataset.name,
@@ -105,7 +109,7 @@ def measure(config: RunConfig, seconds: float, age: Callable[[], float] = proces
         step_overhead_s=round(timed.small_step, 6),
         query_tokens=round(float(tokens) / len(asked), 2),
         encode_queries_per_s=round(len(asked) / timed.encode, 1),
-        rank_queries_per_s=round(len(asked) / timed.rank, 1),
+        rank_queries_per_s=round(len(asked) / timed.rank, 1) if timed.rank else 0.0,
         save_s=round(timed.save, 4),
         startup_s=round(timed.startup, 2),
         speeds=machine_speeds() if device.type == "cpu" else {},
@@ -116,7 +120,15 @@ def measure(config: RunConfig, seconds: float, age: Callable[[], float] = proces
             "load": round(os.getloadavg()[0], 2),  # of the last minute: more than the cores, and others were at work
             "day": datetime.datetime.now(datetime.UTC).date().isoformat(),
         },
+        ranking=None if volume.ranking is None else asdict(volume.ranking),
     )
+
+
+def _asked_windows(config: RunConfig, prepared: stages.Prepared, asked: Queries) -> Windows:
+    """What the model sees of the queries' histories."""
+    if config.ranks:
+        return ranking_windows(prepared.store, asked, config.loader.max_length, protocol_of(config).asked)
+    return cut_windows(prepared.store, asked, config.loader.max_length)
 
 
 def _time(
@@ -132,26 +144,36 @@ def _time(
     startup = age()
     rounds = tuple(_round(trainer, batches, seconds / ROUNDS, device) for _ in range(ROUNDS))
     small_step = statistics.median(_small_step(trainer, device) for _ in range(SMALL_STEPS))
-    answer = evaluate(
-        trainer.task,  # type: ignore[arg-type]
-        prepared.store,
-        asked,
-        protocol=prepared.protocol,
-        max_length=config.loader.max_length,
-        device=device,
-        tokens_per_batch=config.loader.tokens_per_batch,
-    )
+    encode, rank = _asking(config, prepared, trainer, asked)
     begin = time.perf_counter()
     trainer.save()
-    return Clock(startup, rounds, small_step, answer.encode_seconds, answer.rank_seconds, time.perf_counter() - begin)
+    return Clock(startup, rounds, small_step, encode, rank, time.perf_counter() - begin)
+
+
+def _asking(config: RunConfig, prepared: stages.Prepared, trainer: Trainer, asked: Queries) -> tuple[float, float]:
+    """Seconds in which the queries go through the model, and in which the catalogue is ranked for them."""
+    options: dict[str, Any] = {"max_length": config.loader.max_length, "device": stages.device_of(config)}
+    options["tokens_per_batch"] = config.loader.tokens_per_batch
+    task: Any = trainer.task
+    if config.ranks:
+        found = evaluate_ranking(task, prepared.store, asked, asked=protocol_of(config).asked, **options)
+        return found.seconds, 0.0
+    answer = evaluate(task, prepared.store, asked, protocol=prepared.protocol, **options)
+    return answer.encode_seconds, answer.rank_seconds
 
 
 def make_trainer(config: RunConfig, prepared: stages.Prepared, folder: Path) -> Trainer:
     """The recipe's trainer, writing into ``folder``."""
-    windows = cut_windows(prepared.store, prepared.split.train, config.loader.max_length, config.loader.windows)
+    store, train, loader = prepared.store, prepared.split.train, config.loader
+    if config.ranks:
+        candidates = config.model_options().candidates
+        windows = ranking_windows(store, train, loader.max_length, candidates, loader.windows)
+        data = TrainingData(store, windows, loader, config.seed, ranking_gather(candidates))
+    else:
+        data = TrainingData(store, cut_windows(store, train, loader.max_length, loader.windows), loader, config.seed)
     return Trainer(
-        stages.build_task(config, prepared),
-        TrainingData(prepared.store, windows, config.loader, config.seed),
+        (ranking_stages if config.ranks else stages).build_task(config, prepared),
+        data,
         options=config.training,
         optimizer=config.optimizer,
         guards=config.guards,
@@ -167,7 +189,8 @@ def endless_batches(data: TrainingData) -> Iterator[SequenceBatch]:
     """The recipe's batches, epoch after epoch."""
     epoch = 0
     while True:
-        yield from training_batches(data.store, data.windows, data.loader, seed=data.seed, epoch=epoch)
+        options: dict[str, Any] = {"seed": data.seed, "epoch": epoch, "gather": data.gather}
+        yield from training_batches(data.store, data.windows, data.loader, **options)
         epoch += 1
 
 
@@ -189,7 +212,7 @@ def _small_step(trainer: Trainer, device: torch.device) -> float:
     """Seconds of an update on a batch of one token."""
     data = trainer.data
     first = data.windows.take(np.array([0]))
-    batch = gather_batch(data.store, Windows(first.user, first.start, first.start + 1))
+    batch = data.gather(data.store, Windows(first.user, first.start, first.start + 1))
     begin = time.perf_counter()
     trainer.update([batch])
     _settle(device)

@@ -106,7 +106,7 @@ class MemoryModel:
             present = min(self.config.loader.rows_per_batch, volume.windows)
             tokens = min(rows * longest, volume.largest_batch + max(0, rows - present) * longest)
         else:
-            tokens = min(volume.targets, value + longest - 1)
+            tokens = min(volume.tokens, value + longest - 1)
             rows = math.ceil(tokens / volume.window_length)
         if self.gpus == 1:
             return rows, tokens
@@ -123,6 +123,10 @@ class MemoryModel:
     def batch(self, rows: int, tokens: int) -> int:
         """Bytes of a batch and of the tables that lie beside it."""
         return BATCH_BYTES * tokens + 24 * rows + 12 * self.volume.items
+
+    def computing(self, tokens: int) -> int:
+        """Bytes that the loss takes while it computes."""
+        return loss_memory(self.work, tokens).computing
 
     def training_peak(self, rows: int, tokens: int) -> int:
         """Bytes at the peak of an update on a batch."""
@@ -185,7 +189,7 @@ class MemoryModel:
             gradients=self.weights,
             optimizer=self.optimizer,
             activations=self.activations(rows, tokens),
-            loss=loss_memory(self.work, tokens).computing,
+            loss=self.computing(tokens),
             batch=self.batch(rows, tokens),
             peak=max(self.training_peak(rows, tokens), self.evaluation_peak(loader.tokens_per_batch)),
             room=room,

@@ -26,20 +26,21 @@ def print_forecast(found: Forecast, console: Console) -> None:
 
 
 def _volume_lines(found: Forecast) -> Iterator[tuple[str, str]]:
-    volume, work, epochs = found.volume, found.work, found.config.training.epochs
+    volume, work, schedule = found.volume, found.work, found.schedule
     about = "" if volume.exact else "about "
     supposed = "" if volume.exact else "; lengths of histories supposed, `recpod prepare` counts them"
     yield "data", f"{volume.users:,} users, {volume.items:,} items, {volume.events:,} events"
     yield "", f"from {volume.source}{supposed}"
-    yield "steps", f"{about}{found.steps_per_epoch:,} an epoch, {found.steps:,} in {epochs} epochs"
-    yield "targets", f"{volume.targets:,} an epoch (as many tokens), {volume.targets * epochs:,} in all"
+    yield "steps", f"{about}{schedule.steps_per_epoch:,} an epoch, {schedule.steps:,} in {schedule.epochs:g} epochs"
+    tokens = "as many tokens" if volume.ranking is None else f"of {volume.tokens:,} events"
+    yield "targets", f"{volume.targets:,} an epoch ({tokens}), {schedule.targets(volume):,} in all"
     yield "parameters", f"{work.parameters:,}"
     layers, loss = work.layer_flops, work.loss_flops
     yield "FLOPs a target", f"{work.flops:.3g} (layers {layers:.3g}, loss {loss:.3g}), {_total_flops(found):.3g} in all"
 
 
 def _total_flops(found: Forecast) -> float:
-    return found.work.flops * found.volume.targets * found.config.training.epochs
+    return found.work.flops * found.schedule.targets(found.volume)
 
 
 def _memory_lines(found: Forecast) -> Iterator[tuple[str, str]]:
@@ -55,8 +56,7 @@ def _time_lines(found: Forecast) -> Iterator[tuple[str, str]]:
     if isinstance(hours, str):
         yield "hours", f"not known: {hours}"
         return
-    training = found.config.training
-    yield "hours", f"{_range(hours.total)} for all {training.epochs} epochs{_early(found, hours)}"
+    yield "hours", f"{_range(hours.total)} for all {found.schedule.epochs:g} epochs{_early(found, hours)}"
     yield from _cap(found, hours)
     parts = (("start", hours.startup), ("training", hours.training.middle), ("validation", hours.validation.middle))
     yield "", ", ".join(f"{name} {_time(s)}" for name, s in (*parts, ("last evaluation", hours.closing.middle)))

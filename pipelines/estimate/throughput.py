@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from models.registry import MODELS
+from models.registry import OPTIONS
 from pipelines.config import RunConfig
 from pipelines.config_files import CONFIGS
 from pipelines.data.datasets import data_folder
@@ -48,11 +48,12 @@ class Measurement:
         step_overhead_s: seconds of an update on a batch of one token: what a step costs the host whatever it holds.
         query_tokens: tokens of a validation query's history, on average.
         encode_queries_per_s: validation queries through the model.
-        rank_queries_per_s: validation queries ranked, given their states.
+        rank_queries_per_s: validation queries ranked, given their states; 0 for a model that ranks no catalogue.
         save_s: seconds to write a checkpoint.
         startup_s: seconds from the process' start to the first step, the data being prepared.
         speeds: for a CPU, what it shows elsewhere: FLOP/s of products in float32 and in the loss' format, bytes/s.
         measured_on: machine, versions, commit, load and day.
+        ranking: of a ranking model, the fields of :class:`pipelines.estimate.ranking_layers.RankingShape`.
     """
 
     recipe: str
@@ -74,6 +75,7 @@ class Measurement:
     startup_s: float
     speeds: dict[str, float]
     measured_on: dict[str, Any]
+    ranking: dict[str, Any] | None = None
 
     def options(self) -> Any:
         """The model's options as its dataclass; what has become an option since has its default.
@@ -81,7 +83,7 @@ class Measurement:
         Raises:
             DataError: an option of it exists no more.
         """
-        kind: Any = MODELS[self.model["name"]].options
+        kind: Any = OPTIONS[self.model["name"]]
         try:
             return TypeAdapter(kind).validate_python({key: self.model[key] for key in self.model if key != "name"})
         except ValidationError as error:
@@ -144,8 +146,8 @@ def read(path: Path) -> Throughput:
 
 def _entry(values: Mapping[str, Any]) -> Measurement:
     known = {field.name for field in fields(Measurement)}
-    if set(values) != known:
-        raise ValueError(f"keys {sorted(known ^ set(values))}")
+    if unlike := (known ^ set(values)) - {"ranking"}:  # which came later
+        raise ValueError(f"keys {sorted(unlike)}")
     return Measurement(**{**values, "targets_per_s": tuple(values["targets_per_s"])})
 
 

@@ -7,6 +7,9 @@ targets, one validation and one test query, so there are ``events - 3 users`` ta
 ``ceil(targets / tokens_per_batch)`` batches. What needs the lengths of histories (windows, hence steps with
 ``batch: rows``) is taken from a geometric distribution above the shortest one with the right mean, and marked as such:
 on MovieLens-100K and 1M it is off by 3% in windows, and by up to 13% in targets with ``windows: newest``.
+
+Ranking models go through events, of which those that are asked about are targets: see
+:mod:`pipelines.estimate.ranking_volume`.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ from pipelines.data.loader import LoaderOptions, cut_windows, epoch_batches
 from pipelines.data.splits import Queries, make_split
 from pipelines.data.store import SequenceStore, read_manifest
 from pipelines.errors import ConfigError, DataError
+from pipelines.estimate.lengths import Lengths
+from pipelines.estimate.ranking_layers import RankingShape
 
 HELD_OUT = 2  # newest events of a user that validate and test (leave-one-out)
 
@@ -40,7 +45,7 @@ class Volume:
         items: in the catalogue.
         events: in the data.
         windows: rows of an epoch.
-        targets: training targets of an epoch; equal to its tokens.
+        targets: training targets of an epoch; for retrieval equal to its tokens.
         batches: global batches of an epoch, before accumulation.
         longest: tokens of the longest window.
         shared_length: tokens that a token shares its row with, on average (``sum l^2 / sum l``): attention's cost.
@@ -48,6 +53,7 @@ class Volume:
         queries: validation queries; the test asks as many.
         query_tokens: tokens of their histories inside the model's window.
         seen: events of their whole histories, which masking looks up.
+        ranking: what a ranking model's count needs besides; None for retrieval.
     """
 
     source: str
@@ -64,27 +70,28 @@ class Volume:
     queries: int
     query_tokens: int
     seen: int
+    ranking: RankingShape | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Of an epoch; of a ranking model its events."""
+        return self.targets if self.ranking is None else round(self.ranking.mean_length * self.windows)
 
     @property
     def window_length(self) -> float:
         """Tokens of a window, on average."""
-        return self.targets / max(self.windows, 1)
+        return self.tokens / max(self.windows, 1)
 
 
 def find_volume(config: RunConfig) -> Volume:
     """The volume of a run: from its prepared store when there is one, else from the dataset's published counts.
 
     Raises:
-        ConfigError: neither is there, the counts cannot answer for this recipe, or its model ranks.
+        ConfigError: neither is there, or the counts cannot answer for this recipe.
     """
-    if config.ranks:
-        what = f"what a run of '{config.model['name']}' costs is not counted yet"
-        raise ConfigError(what, where="model.name", fix="run it for one epoch and look at its events.jsonl")
     spec = stages.dataset_spec(config)
     store = find_store(spec, config.dataset.cache or data_folder())
-    if store is not None:
-        return from_store(config, store)
-    return from_counts(config, spec)
+    return from_counts(config, spec) if store is None else from_store(config, store)
 
 
 def find_store(spec: DatasetSpec, cache: Path) -> SequenceStore | None:
@@ -109,6 +116,10 @@ def find_store(spec: DatasetSpec, cache: Path) -> SequenceStore | None:
 
 def from_store(config: RunConfig, store: SequenceStore) -> Volume:
     """Everything counted by the loader itself."""
+    if config.ranks:
+        from pipelines.estimate.ranking_volume import ranking_from_store  # which is made of what stands here
+
+        return ranking_from_store(config, store)
     loader, protocol = config.loader, stages.protocol_of(config)
     split = make_split(store, protocol.split)
     windows = cut_windows(store, split.train, loader.max_length, loader.windows)
@@ -146,6 +157,11 @@ def from_counts(config: RunConfig, spec: DatasetSpec) -> Volume:
         ConfigError: there are none for this dataset and these filters, or they do not decide this recipe's numbers.
     """
     counts, loader = _usable_counts(config, spec), config.loader
+    if config.ranks:
+        from pipelines.estimate.ranking_volume import ranking_from_counts
+
+        return ranking_from_counts(config, spec, counts, _prepare_first(config))
+    _check_leave_one_out(config, spec)
     users, events, least = counts["users"], counts["events"], counts["least"]
     longer = Lengths(least - HELD_OUT - 1, (events - 3 * users) / users)  # training targets of a user
     asked = Lengths(least - HELD_OUT, events / users - HELD_OUT)  # history of a validation query
@@ -173,19 +189,27 @@ def from_counts(config: RunConfig, spec: DatasetSpec) -> Volume:
     )
 
 
+def _prepare_first(config: RunConfig) -> str:
+    return f"run `recpod prepare {config.recipe or config.name}` first: a machine without a GPU does"
+
+
 def _usable_counts(config: RunConfig, spec: DatasetSpec) -> Mapping[str, int]:
-    fix = f"run `recpod prepare {config.recipe or config.name}` first: a machine without a GPU does"
+    fix = _prepare_first(config)
     if not spec.counts:
         raise ConfigError(f"there is neither a prepared store of '{spec.name}' nor are its counts known", fix=fix)
     plain = load_dataset_spec(config.dataset.name, config.dataset.cache)
     if spec.prepare != plain.prepare or spec.options != plain.options:
         raise ConfigError(f"the published counts of '{spec.name}' do not hold with filters", where="dataset", fix=fix)
+    return spec.counts
+
+
+def _check_leave_one_out(config: RunConfig, spec: DatasetSpec) -> None:
+    fix = _prepare_first(config)
     if stages.protocol_of(config).split != "leave-one-out":
         what = "only leave-one-out can be told from counts"
         raise ConfigError(what, where="evaluation.protocol", fix=fix)
     if spec.counts["least"] < HELD_OUT + 2:
         raise ConfigError(f"users of '{spec.name}' may be too short to train: counts do not decide", fix=fix)
-    return spec.counts
 
 
 def _batches(loader: LoaderOptions, windows: int, targets: int, every: bool) -> tuple[int, bool]:
@@ -194,39 +218,3 @@ def _batches(loader: LoaderOptions, windows: int, targets: int, every: bool) -> 
         return -(-windows // loader.rows_per_batch), False
     # A batch ends with the window that fills it; none is skipped while no window is longer than a batch.
     return -(-targets // loader.tokens_per_batch), every and loader.max_length <= loader.tokens_per_batch
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """A supposed distribution of lengths: ``least`` plus a geometric number, with the right mean.
-
-    Attributes:
-        least: the shortest.
-        mean: of all.
-    """
-
-    least: int
-    mean: float
-
-    def share_above(self, length: int | np.ndarray) -> np.ndarray:
-        """The share of users whose length is greater than ``length``."""
-        more = np.asarray(length) - self.least
-        q = (self.mean - self.least) / (self.mean - self.least + 1.0)
-        return np.where(more < 0, 1.0, q ** np.maximum(more + 1, 0))
-
-    def capped(self, limit: int) -> float:
-        """The mean of ``min(length, limit)``."""
-        return float(self.share_above(np.arange(limit)).sum())
-
-    def pieces(self, limit: int) -> float:
-        """The mean of ``ceil(length / limit)``."""
-        reach = int(np.ceil((self.least + 40 * (self.mean - self.least + 1)) / limit)) + 1  # beyond: e^-40
-        return float(self.share_above(np.arange(reach) * limit).sum())
-
-    def shared(self, limit: int, every: bool) -> float:
-        """``sum l^2 / sum l`` over windows of at most ``limit`` tokens."""
-        reach = int(self.least + 40 * (self.mean - self.least + 1)) if every else limit
-        place = np.arange(reach)
-        # l^2 is the sum of 2 k + 1 over the places k of a window, and a place is there with the share of longer users
-        share = self.share_above(place)
-        return float(((2 * (place % limit) + 1) * share).sum() / share.sum())

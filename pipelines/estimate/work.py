@@ -119,6 +119,8 @@ class Work:
         layers: of a token, the loss apart.
         loss: the loss' options.
         formats: number formats.
+        step_targets: of a step, on average; None where nobody has counted. A loss whose negatives are the items of the
+            step takes it for their number, which is no smaller.
     """
 
     parameters: int
@@ -127,6 +129,7 @@ class Work:
     layers: LayerWork
     loss: LossOptions
     formats: Formats
+    step_targets: float | None = None
 
     @property
     def layer_flops(self) -> float:
@@ -154,6 +157,8 @@ class Work:
     @property
     def candidates(self) -> int:
         """Items that each target is scored against."""
+        if self.loss.takes_all_of_step:
+            return min(self.items, math.ceil(self.step_targets or self.items))
         return self.items if self.loss.name == "softmax" else negatives(self.loss)
 
     def moved(self, targets_a_step: float) -> float:
@@ -168,22 +173,34 @@ class Work:
 
 
 def negatives(loss: LossOptions) -> int:
-    """Negatives of a step or of a token; the defaults are the losses' own (a test compares)."""
+    """Negatives of a step or of a token that are drawn; the defaults are the losses' own (a test compares)."""
     return loss.num_negatives or {"sampled_softmax": 1024, "bce": 1, "gbce": 256, "bpr": 1}[loss.name]
 
 
 def formats_of(config: RunConfig, device: str) -> Formats:
-    """What ``training.precision`` and ``model.loss.precision`` come to on ``device`` (``cpu`` or ``cuda``)."""
+    """What ``training.precision`` and ``model.loss.precision`` come to on ``device`` (``cpu`` or ``cuda``).
+
+    A ranking model's loss has no products of its own: its format is that of the layers.
+    """
     precision = config.training.precision
     mixed = precision == "bfloat16" or (precision == "auto" and device == "cuda")
+    if config.ranks:
+        return Formats(device, 2 if mixed else 4, 2 if mixed else 4)
     loss = config.model_options().loss.precision
     automatic = mixed if device == "cuda" else cpu_multiplies_bfloat16()
     narrow = automatic if loss == "auto" else loss == "bfloat16"
     return Formats(device, 2 if mixed else 4, 2 if narrow else 4)
 
 
-def find_work(model: str, options: Any, items: int, shared_length: float, formats: Formats) -> Work:
-    """Count a model.
+def find_work(
+    model: str,
+    options: Any,
+    items: int,
+    shared_length: float,
+    formats: Formats,
+    step_targets: float | None = None,
+) -> Work:
+    """Count a retrieval model.
 
     Raises:
         ConfigError: nobody has written down what this model costs.
@@ -193,7 +210,7 @@ def find_work(model: str, options: Any, items: int, shared_length: float, format
         raise ConfigError(what, where="pipelines/estimate/work.py", fix=nearest(model, LAYERS))
     layers = LAYERS[model](options, shared_length, formats)
     parameters = layers.parameters + (items + 1) * options.hidden
-    return Work(parameters, items, options.hidden, layers, options.loss, formats)
+    return Work(parameters, items, options.hidden, layers, options.loss, formats, step_targets)
 
 
 @dataclass(frozen=True)

@@ -4,21 +4,24 @@ Both runs must have been asked the same thing: the protocol cards are compared f
 catalogue, the split or the counting is an error that names it. What may differ (the model's window, whether it reads
 the time of the request, seeds, code) is printed beside the numbers.
 
-Either side may be several runs, the seeds of one model: a query's value is then the mean over them.
+Either side may be several runs, the seeds of one model: a query's value is then the mean over them. Ranking models
+are compared by their AUC on the same events: see :mod:`pipelines.evaluation.compare_ranking`.
 """
 
 from __future__ import annotations
 
 import glob
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
 from pipelines.errors import RunError
+from pipelines.evaluation.compare_ranking import ranking_differences
+from pipelines.evaluation.comparison import Comparison, Difference, Slice
+from pipelines.evaluation.ranking_significance import RESAMPLES
 from pipelines.evaluation.significance import bootstrap_interval, paired_test
 from pipelines.finished_run import configuration_of, settings_digest
 from pipelines.run_folder import RunFolder, read_json
@@ -35,103 +38,20 @@ _MUST_AGREE = (
     "masked",
     "ties",
 )
-_MAY_DIFFER = ("query_time", "max_length", "validation", "seeds", "commit")
+_RANKING_MUST_AGREE = (
+    "catalogue_items",
+    "data_hash",
+    "split",
+    "split_digest",
+    "test_queries",
+    "ranking",
+    "actions",
+    "asked_events",
+    "ties",
+)
+_MAY_DIFFER = ("query_time", "context", "max_length", "validation", "seeds", "commit")
 _COLUMNS = ("user_id", "target_item_id", "history_length", "rank")
 _REMEDY = "evaluate both runs with this code and one protocol: recpod evaluate RECIPE"
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One metric of both runs on the same queries.
-
-    Attributes:
-        metric: e.g. ``NDCG@10``.
-        a: mean of run A.
-        b: mean of run B.
-        difference: ``b - a``.
-        low: lower end of the difference's 95% bootstrap interval over queries.
-        high: upper end.
-        p_value: two-sided sign-flip randomisation test; of this test alone, not corrected for the others.
-        spread_a: standard deviation between A's seeds; None for one.
-        spread_b: likewise of B.
-    """
-
-    metric: str
-    a: float
-    b: float
-    difference: float
-    low: float
-    high: float
-    p_value: float
-    spread_a: float | None = None
-    spread_b: float | None = None
-
-
-@dataclass(frozen=True)
-class Slice:
-    """The queries whose histories are about equally long.
-
-    Attributes:
-        name: the lengths, e.g. ``3 to 17 items``.
-        queries: how many.
-        differences: one a metric.
-    """
-
-    name: str
-    queries: int
-    differences: tuple[Difference, ...]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Run B against run A.
-
-    Attributes:
-        run_a: name of A's folder, or names of its seeds'.
-        run_b: likewise of B.
-        protocol: the protocol's name; both runs have it in all that matters.
-        queries: test queries.
-        differences: one a metric, over all queries.
-        slices: by length of history, quarters of the queries; empty where all are equally long.
-        unlike: ``{field: (of A, of B)}``: what differs on the cards and may.
-    """
-
-    run_a: str
-    run_b: str
-    protocol: str
-    queries: int
-    differences: tuple[Difference, ...]
-    slices: tuple[Slice, ...]
-    unlike: dict[str, tuple[Any, Any]]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return asdict(self)
-
-    def table(self) -> Table:
-        """All metrics over all queries, and NDCG@10 by length of history, for the terminal."""
-        notes = [f"{field}: A {a}, B {b}" for field, (a, b) in self.unlike.items()]
-        for side, spread in (("A", "spread_a"), ("B", "spread_b")):
-            found = {one.metric: getattr(one, spread) for one in self.differences}
-            if None not in found.values():
-                parts = ", ".join(f"{metric} {value:.4f}" for metric, value in found.items())
-                notes.append(f"{side} is the mean of several seeds; standard deviation between them: {parts}")
-        caption = "\n".join([*notes, "p: one paired test each; slices are for looking, not for claims"])
-        table = Table(title=f"B {self.run_b} against A {self.run_a} · {self.protocol}", caption=caption)
-        table.add_column("metric")
-        for heading in ("queries", "A", "B", "B - A", "95% interval", "p"):
-            table.add_column(heading, justify="right", no_wrap=True)
-        for one in self.differences:
-            table.add_row(one.metric, f"{self.queries:,}", *_cells(one))
-        for part in self.slices:
-            chosen = next(one for one in part.differences if one.metric == "NDCG@10")
-            table.add_row(f"NDCG@10, {part.name}", f"{part.queries:,}", *_cells(chosen))
-        return table
-
-
-def _cells(one: Difference) -> tuple[str, ...]:
-    interval = f"{one.low:+.4f}..{one.high:+.4f}"
-    return f"{one.a:.4f}", f"{one.b:.4f}", f"[bold]{one.difference:+.4f}[/]", interval, f"{one.p_value:.4f}"
 
 
 def compare_runs(
@@ -142,13 +62,14 @@ def compare_runs(
     Args:
         run_a: folder of the run compared against, or folders of its seeds.
         run_b: folder of the run in question, or folders of its seeds.
-        resamples: sign assignments of each test, and bootstrap resamples of each interval.
+        resamples: sign assignments of each test, and bootstrap resamples of each interval; of ranking models at most
+            :data:`pipelines.evaluation.ranking_significance.RESAMPLES`, each of which goes through all events.
         seed: of both.
 
     Raises:
         RunError: a run that was not evaluated, or not since its training went on; cards that differ in what matters;
-            ranks that are not those of the card's queries or of the metrics recorded; or seeds of a side that are not
-            those of one configuration.
+            ranks or predictions that are not those of the card's queries or of the metrics recorded; or seeds of a side
+            that are not those of one configuration.
     """
     side_a, side_b = ([run] if isinstance(run, Path) else list(run) for run in (run_a, run_b))
     cards = {path: _card(path) for path in (*side_a, *side_b)}
@@ -157,6 +78,10 @@ def compare_runs(
         _require_agreement(cards[first], cards[path], first, path)
     for side in (side_a, side_b):
         _check_seeds(side, cards)
+    whole = _comparison(side_a, side_b, cards)
+    if _ranks_items(cards[first]):
+        asked, found = ranking_differences(side_a, side_b, cards[first], resamples=min(resamples, RESAMPLES), seed=seed)
+        return replace(whole, events=asked, differences=found)
     queries = _ranks(first)
     ranks_a, ranks_b = (np.stack([_ranks_of(path, queries) for path in side]) for side in (side_a, side_b))
 
@@ -165,24 +90,43 @@ def compare_runs(
         return tuple(_difference(*pair, metric, resamples, seed) for metric in METRICS)
 
     everyone = np.ones(ranks_a.shape[1], dtype=bool)
-    sides = [[cards[path] for path in side] for side in (side_a, side_b)]
-    unlike = {field: (_of_all(sides[0], field), _of_all(sides[1], field)) for field in _MAY_DIFFER}
-    return Comparison(
-        run_a=", ".join(path.resolve().name for path in side_a),
-        run_b=", ".join(path.resolve().name for path in side_b),
-        protocol=str(cards[first].get("name")),
+    return replace(
+        whole,
         queries=len(everyone),
         differences=differences(everyone),
         slices=tuple(
             Slice(name, int(chosen.sum()), differences(chosen))
             for name, chosen in _quarters(queries["history_length"]).items()
         ),
+    )
+
+
+def _comparison(side_a: Sequence[Path], side_b: Sequence[Path], cards: Mapping[Path, Mapping[str, Any]]) -> Comparison:
+    """What the cards say of two sides, without a difference yet."""
+    sides = [[cards[path] for path in side] for side in (side_a, side_b)]
+    unlike = {field: (_of_all(sides[0], field), _of_all(sides[1], field)) for field in _MAY_DIFFER}
+    return Comparison(
+        run_a=", ".join(path.resolve().name for path in side_a),
+        run_b=", ".join(path.resolve().name for path in side_b),
+        protocol=str(sides[0][0].get("name")),
+        queries=int(sides[0][0]["test_queries"]),
+        differences=(),
+        slices=(),
         unlike={field: pair for field, pair in unlike.items() if pair[0] != pair[1]},
     )
 
 
+def _ranks_items(card: Mapping[str, Any]) -> bool:
+    """Whether it is the card of a ranking model, which predicts actions."""
+    return isinstance(card.get("actions"), dict)
+
+
+def _must_agree(card: Mapping[str, Any]) -> Sequence[str]:
+    return _RANKING_MUST_AGREE if _ranks_items(card) else _MUST_AGREE
+
+
 def _require_agreement(a: Mapping[str, Any], b: Mapping[str, Any], run_a: Path, run_b: Path) -> None:
-    for field in _MUST_AGREE:
+    for field in _must_agree(a):
         if a.get(field) != b.get(field):
             what = f"the runs differ in '{field}': {a.get(field)!r} in {run_a.name}, {b.get(field)!r} in {run_b.name}"
             raise RunError(f"{what}; their numbers are not comparable", where=str(run_b), fix=_REMEDY)
@@ -250,7 +194,7 @@ def _card(path: Path) -> Mapping[str, Any]:
     card = read_json(RunFolder(path).metrics).get("protocol")
     if not isinstance(card, dict):
         raise RunError("there is no evaluated run here (metrics.json with a protocol)", where=str(path), fix=_REMEDY)
-    missing = [field for field in _MUST_AGREE if field not in card]
+    missing = [field for field in _must_agree(card) if field not in card]
     if missing:
         raise RunError(f"the protocol card does not say '{missing[0]}'", where=str(path), fix=_REMEDY)
     return card

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -19,8 +20,20 @@ from pipelines.evaluation.baselines import RECENT
 from pipelines.run_folder import read_json
 
 METRICS = ("HR@10", "NDCG@10")
-# What the protocol card says that must be equal inside a table, beside the dataset.
-_ASKED = ("catalogue_items", "name", "query_time", "ranking", "masked", "ties", "test_queries", "split_digest")
+RANKING_METRICS = ("AUC", "GAUC")
+_RANKING = ("actions", "asked_events", "asked_at_most")
+# What the protocol card says that must be equal inside a table, beside the dataset; the last of ranking models.
+_ASKED = (
+    "catalogue_items",
+    "name",
+    "query_time",
+    "ranking",
+    "masked",
+    "ties",
+    "test_queries",
+    "split_digest",
+    *_RANKING,
+)
 _KEYS = {"recipe", "dataset", "model", "seed", "test", "intervals", "baselines", "protocol", "settings", "name"}
 NOTE = (
     "Mean over seeds ± standard deviation between them [95% bootstrap interval over the test queries of one run, its "
@@ -53,7 +66,7 @@ def read_records(folder: Path) -> list[Record]:
 
 
 def tables(records: Sequence[Record], *, heading: str, files: str) -> str:
-    """Markdown: one table for each way of asking, best NDCG@10 first, baselines of the same queries last.
+    """Markdown: one table for each way of asking, best NDCG@10 (ranking models: AUC) first, baselines last.
 
     Args:
         records: of :func:`read_records`.
@@ -70,26 +83,58 @@ def _asked(one: Record) -> str:
     return json.dumps([one["dataset"], *(one["protocol"].get(field) for field in _ASKED)])
 
 
-def _table(records: list[Record], heading: str, files: str) -> str:
+@dataclass(frozen=True)
+class _Columns:
+    """What a table shows of its runs.
+
+    Attributes:
+        metrics: each with its interval.
+        parts: of them, by task, without.
+        sort: rows stand by it, the best first.
+        about: what was asked, beside the title.
+    """
+
+    metrics: tuple[str, ...]
+    parts: tuple[str, ...]
+    sort: str
+    about: str
+
+
+def _columns(records: list[Record]) -> _Columns:
     card = records[0]["protocol"]
-    items, queries, time = card["catalogue_items"], card["test_queries"], card["query_time"]
+    queries, ties, split = card["test_queries"], card["ties"], card["split_digest"][:12]
+    if not card.get("actions"):
+        about = f"{queries:,} test queries, ranking {card['ranking']}, masked: {card['masked']}; ties {ties}; "
+        return _Columns(METRICS, (), "NDCG@10", f"{about}split `{split}`.")
+    found = {metric for one in records for metric in one["test"]}
+    tasks = [name for name in card["actions"]["names"] if f"AUC:{name}" in found]
+    about = f"{queries:,} test users, asked about {card['asked_events']} (at most {card.get('asked_at_most')} events); "
+    about += f"AUC of each of the {card['actions']['kind']} against the rest, and their mean; intervals over users; "
+    about += f"ties {ties}; "
+    return _Columns(RANKING_METRICS, tuple(f"AUC:{name}" for name in tasks), "AUC", f"{about}split `{split}`.")
+
+
+def _table(records: list[Record], heading: str, files: str) -> str:
+    card, columns = records[0]["protocol"], _columns(records)
+    items, time = card["catalogue_items"], card["query_time"]
     title = f"{records[0]['dataset']} · {items:,} items · {card['name']} · query time {time}"
-    note = f"{queries:,} test queries, ranking {card['ranking']}, masked: {card['masked']}; ties {card['ties']}; split "
     rows: dict[tuple[str, str], list[Record]] = {}
     for one in records:
         rows.setdefault((_label(one), one["settings"]), []).append(one)
     alike = Counter(label for label, _ in rows)
-    ordered = sorted(rows.items(), key=lambda row: -mean(one["test"]["NDCG@10"] for one in row[1]))
+    ordered = sorted(rows.items(), key=lambda row: -mean(one["test"][columns.sort] for one in row[1]))
     lines = []
     for (label, _), runs in ordered:
         shown = label if alike[label] == 1 else f"{label}, {runs[0]['name']}"
-        lines.append(f"| {' | '.join(_row(shown, runs, files))} |")
+        lines.append(f"| {' | '.join(_row(shown, runs, files, columns))} |")
+    names = [*columns.metrics, *columns.parts]
     baselines = {name: found for one in records for name, found in one["baselines"].items()}  # of the same queries
     for name, found in baselines.items():
         if name != RECENT or time == "aware":  # it is told the time: among blind models it would be compared wrongly
-            lines.append(f"| *{name}* | - | {' | '.join(f'{found[metric]:.4f}' for metric in METRICS)} | - | - |")
-    head = f"| recipe (model) | seeds | {' | '.join(METRICS)} | epochs | minutes |\n|---|---|---|---|---|---|"
-    return f"{heading} {title}\n\n{note}`{card['split_digest'][:12]}`.\n\n{head}\n" + "\n".join(lines)
+            cells = (f"{found[metric]:.4f}" if metric in found else "-" for metric in names)
+            lines.append(f"| *{name}* | - | {' | '.join(cells)} | - | - |")
+    head = f"| recipe (model) | seeds | {' | '.join(names)} | epochs | minutes |\n|{'---|' * (4 + len(names))}"
+    return f"{heading} {title}\n\n{columns.about}\n\n{head}\n" + "\n".join(lines)
 
 
 def _label(one: Record) -> str:
@@ -97,15 +142,17 @@ def _label(one: Record) -> str:
     return f"{one['recipe']} ({engine}{one['model']['name']})"
 
 
-def _row(label: str, runs: list[Record], files: str) -> list[str]:
+def _row(label: str, runs: list[Record], files: str, columns: _Columns) -> list[str]:
     """The cells of one configuration's runs."""
     runs = sorted(runs, key=lambda one: int(one["seed"]))
     cells = [label, ", ".join(f"[{one['seed']}]({files}{one['file']})" for one in runs)]
-    for metric in METRICS:
-        values = [one["test"][metric] for one in runs]
+    for metric in (*columns.metrics, *columns.parts):
+        values = [one["test"][metric] for one in runs if metric in one["test"]]
         spread = f" ± {stdev(values):.4f}" if len(values) > 1 else ""
-        low, high = (mean(one["intervals"]["test"][metric][end] for one in runs) for end in (0, 1))
-        cells.append(f"{mean(values):.4f}{spread} [{low:.4f}, {high:.4f}]")
+        found = [one["intervals"]["test"][metric] for one in runs if metric in one["intervals"]["test"]]
+        low, high = (mean(one[end] for one in found) for end in (0, 1)) if found else (None, None)
+        interval = f" [{low:.4f}, {high:.4f}]" if metric in columns.metrics and found else ""
+        cells.append(f"{mean(values):.4f}{spread}{interval}" if values else "-")
     trained = [one.get("training", {}) for one in runs]
     cells.append(f"{mean(one.get('epochs', 0) for one in trained):.0f}")
     cells.append(f"{mean(one.get('seconds', 0) for one in trained) / 60:.1f}")

@@ -21,7 +21,8 @@ from pipelines.data.splits import Queries, Split
 from pipelines.data.store import SequenceStore
 from pipelines.errors import DataError
 from pipelines.evaluation.baselines import training_events
-from pipelines.evaluation.ranking_metrics import ranking_metrics
+from pipelines.evaluation.ranking_metrics import ranking_metrics, scores_of
+from pipelines.evaluation.ranking_significance import Asked, ranking_intervals
 from pipelines.training.distributed import World
 
 
@@ -137,6 +138,13 @@ def _predicted(
             np.zeros((0, outcomes), np.int64),
         )
     return np.concatenate(events), np.concatenate(logits), np.concatenate(labels)
+
+
+def intervals_of(found: RankingEvaluation, kind: str, names: Sequence[str]) -> dict[str, list[float]]:
+    """95% bootstrap intervals over users of each AUC and GAUC, ``{metric: [low, high]}`` for metrics.json."""
+    outcomes = found.labels == np.arange(len(names)) if kind == "classes" else found.labels > 0
+    users = np.unique(found.users, return_inverse=True)[1]
+    return ranking_intervals(Asked(users, outcomes, names), scores_of(found.logits, kind))
 
 
 def item_average(store: SequenceStore, split: Split, events: np.ndarray, prior: float = 10.0) -> np.ndarray:

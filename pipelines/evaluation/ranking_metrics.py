@@ -55,13 +55,10 @@ def ranking_metrics(
         kind: ``bits``: each name is a task; ``classes``: each name against all others.
         names: of the bits or classes.
     """
-    scores = logits.astype(np.float64)
+    scores, outcomes = scores_of(logits, kind), labels == np.arange(len(names)) if kind == "classes" else labels > 0
     if kind == "classes":
-        scores = scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)  # log probabilities
-        outcomes = labels == np.arange(len(names))
         log_loss = -np.take_along_axis(scores, labels.astype(np.int64), axis=1).mean()
     else:
-        outcomes = labels > 0
         log_loss = (np.logaddexp(0, scores) - outcomes * scores).mean()
     found: dict[str, float] = {}
 
@@ -78,6 +75,18 @@ def ranking_metrics(
     return found | {"LogLoss": float(log_loss)}
 
 
+def scores_of(logits: np.ndarray, kind: str) -> np.ndarray:
+    """What puts events in order, ``[n, names]`` float64: the logits of ``bits``, log probabilities of ``classes``."""
+    scores = logits.astype(np.float64)
+    return scores - np.logaddexp.reduce(scores, axis=1, keepdims=True) if kind == "classes" else scores
+
+
+def outcomes_of(actions: np.ndarray, kind: str, names: int) -> np.ndarray:
+    """Whether each of ``names`` bits or classes is what the actions ``[n]`` say, ``[n, names]`` bool."""
+    wide = actions.astype(np.int64)[:, None]
+    return wide == np.arange(names) if kind == "classes" else (wide >> np.arange(names)) & 1 > 0
+
+
 def auc(scores: np.ndarray, positive: np.ndarray) -> float | None:
     """Of ``scores`` ``[n]`` for ``positive`` ``[n]`` bool; None where one outcome is missing."""
     if positive.all() or not positive.any():
@@ -89,7 +98,15 @@ def auc(scores: np.ndarray, positive: np.ndarray) -> float | None:
 
 
 def grouped_auc(scores: np.ndarray, positive: np.ndarray, users: np.ndarray) -> float | None:
-    """The mean of each user's AUC, weighted by their events; None where no user has both outcomes.
+    """The mean of each user's AUC, weighted by their events; None where no user has both outcomes."""
+    _, each, events = auc_of_each_user(scores, positive, users)
+    return float(np.average(each, weights=events)) if len(each) else None
+
+
+def auc_of_each_user(
+    scores: np.ndarray, positive: np.ndarray, users: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of the users who have both outcomes: which they are, the AUC of each, and how many events each has.
 
     From the sum of the positives' ranks inside their user (Mann and Whitney), equal scores sharing their mean rank.
     """
@@ -103,8 +120,6 @@ def grouped_auc(scores: np.ndarray, positive: np.ndarray, users: np.ndarray) -> 
     rank = (np.bincount(tie, place) / np.bincount(tie))[tie]
     events, hits = np.bincount(group), np.bincount(group, hit)
     both = (hits > 0) & (hits < events)
-    if not both.any():
-        return None
     above = np.bincount(group, rank * hit) - hits * (hits + 1) / 2
     each = above[both] / (hits * (events - hits))[both]
-    return float(np.average(each, weights=events[both]))
+    return user[starts][both], each, events[both]

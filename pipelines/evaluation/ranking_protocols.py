@@ -54,6 +54,7 @@ class RankingProtocol(Protocol):
             "ranking": "none: predictions of what the user does, by AUC",
             "ties": "half",
             "asked_events": asked,
+            "asked_at_most": self.asked or max_length,
             "actions": dict(store.actions or {}),
             "context": sorted(store.user_feature_sizes),
             "catalogue_items": store.num_items,

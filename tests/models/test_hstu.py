@@ -274,3 +274,27 @@ def test_a_row_longer_than_the_positions_is_named() -> None:
 def test_options_that_make_no_sense_are_named(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         HSTUOptions(**{"hidden": 16, **change})
+
+
+def test_attention_is_divided_by_the_longest_row_of_the_batch_when_asked(batch: SequenceBatch) -> None:
+    """Rows 5, 1, 9, 3: the numbers are those of N = 9, and of another N for who is alone."""
+    last, nine = (model(scaling_length=length).token_states(batch) for length in (-1, 9))
+    torch.testing.assert_close(last, nine)
+    assert not torch.allclose(nine, model().token_states(batch), atol=1e-3)  # max_length 12
+    alone = prefix(batch, 0, 5)
+    torch.testing.assert_close(
+        model(scaling_length=-1).token_states(alone), model(scaling_length=5).token_states(alone)
+    )
+    for wrong in (0, -2):
+        with pytest.raises(ValueError, match=f"scaling_length: {wrong} is less than 1"):
+            model(scaling_length=wrong)
+
+
+def test_projections_begin_with_the_standard_deviation_that_is_asked_for() -> None:
+    for std in (None, 0.3):
+        task = HSTU(30, HSTUOptions(hidden=64, blocks=2, dense_init_std=std))
+        for block in task.blocks:
+            own = [float(p.weight.detach().std()) for p in (block.project_in, block.project_out)]  # type: ignore[union-attr]
+            assert own == pytest.approx([0.02, (1 / 64) ** 0.5] if std is None else [0.3, 0.3], rel=0.1)
+    with pytest.raises(ValueError, match="dense_init_std: 0 is not above 0"):
+        HSTUOptions(dense_init_std=0)

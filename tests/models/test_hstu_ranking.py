@@ -248,3 +248,22 @@ def test_mistakes_are_named() -> None:
         model.loss(replace(batch, labels=None))
     with pytest.raises(ValueError, match="13 events, the model has learned positions for 12"):
         model.predict(batch_of([14], candidates=1))
+
+
+def test_attention_is_divided_by_the_longest_interleaved_row_when_asked() -> None:
+    """Behind two user features: nine items with actions, or six with actions and three candidates without."""
+    for candidates, longest in ((None, 2 + 9 + 9), (3, 2 + 6 + 6 + 3)):
+        batch = batch_of([4, 9, 5], candidates)
+        found, expected = (model_of(scaling_length=length).predict(batch) for length in (-1, longest))
+        torch.testing.assert_close(found, expected)
+        assert not torch.allclose(found, model_of(scaling_length=longest + 5).predict(batch))
+    with pytest.raises(ValueError, match="scaling_length: 0 is less than 1"):
+        model_of(scaling_length=0)
+
+
+def test_projections_begin_with_the_standard_deviation_that_is_asked_for() -> None:
+    model = HSTURanking(ITEMS, HSTURankingOptions(hidden=64, head=(8, 3), dense_init_std=0.3), DATA)
+    for block in model.blocks:
+        assert float(block.project_out.weight.detach().std()) == pytest.approx(0.3, rel=0.1)  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="dense_init_std: -1 is not above 0"):
+        HSTURankingOptions(dense_init_std=-1)

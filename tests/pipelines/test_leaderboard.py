@@ -294,3 +294,39 @@ def test_the_verb_runs_processes_and_a_signal_stops_them_saved(recipes: list[str
     done = subprocess.run([*command, f"training.epochs={epochs + 1}"], cwd=tmp_path, env=environment, check=False)
     assert done.returncode == 0 and [one["seed"] for one in read_records(tmp_path / "board")] == [1]
     assert read_records(tmp_path / "board")[0]["training"]["epochs"] == epochs + 1
+
+
+def test_ranking_runs_are_collected_compared_and_kept_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A grid of two seeds of a ranking model, one run collected beside it, and both against each other."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RECPOD_DATA", str(tmp_path / "data"))
+    rows = [f"{u},{(u * 7 + i) % 12},{1000 * u + i},{(u * 7 + i) % 12 % 3 + 1}" for u in range(40) for i in range(8)]
+    (tmp_path / "ratings.csv").write_text("user_id,item_id,timestamp,rating\n" + "\n".join(rows) + "\n")
+    (tmp_path / "rated.yaml").write_text(
+        f"name: rated\nformat: csv\noptions: {{rating: rating}}\npath: {tmp_path}/ratings.csv\n"
+        "prepare: {rating_levels: [1, 2, 3], user_features: [user_id]}\n"
+    )
+    recipe = tmp_path / "ranked.yaml"
+    recipe.write_text(
+        f"name: ranked\ndataset: {tmp_path}/rated.yaml\nruns: {tmp_path}/runs\n"
+        "model: {name: hstu-ranking, hidden: 8, max_length: 10, head: [8, 3]}\n"
+        "loader: {max_length: 10, windows: all, rows_per_batch: 16}\ntraining: {epochs: 1, select: AUC}\n"
+        "evaluation: {protocol: ranking-last}\ntracking: {wandb: 'off'}\ndevice: cpu\n"
+    )
+    folder = tmp_path / "board"
+    assert run([str(recipe)], [1, 2], folder) == 0
+    assert inside(["run", str(recipe), "--set", "optimizer.lr=0.03", "--set", "name=quick"]) == 0
+    assert inside(["leaderboard", "--collect", "quick", "--folder", str(folder)]) == 0
+    records = read_records(folder)
+    assert len(records) == 3
+    for one in records:
+        low, high = one["intervals"]["test"]["AUC"]
+        assert low <= one["test"]["AUC"] <= high and low < high
+    table = (folder / "leaderboard.md").read_text()
+    assert table.count("\n## rated.yaml · 12 items · ranking-last · query time blind") == 1
+    assert "| recipe (model) | seeds | AUC | GAUC | AUC:1 | AUC:2 | AUC:3 | epochs | minutes |" in table
+    assert "[1](ranked-seed-1.json), [2](ranked-seed-2.json)" in table and "| *item average* | - | " in table
+    assert inside(["compare", "ranked-seed-*", "quick"]) == 0
+    other = ["--set", "evaluation.protocol=ranking-users", "--set", "name=users"]
+    assert inside(["run", str(recipe), *other]) == 0
+    assert inside(["compare", "quick", "users"]) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from models.kernels.hstu_attention.bias import RelativeBias, bucket_borders, time_bucket
@@ -17,7 +18,7 @@ def hstu_attention(
     v: Tensor,
     offsets: Tensor,
     *,
-    max_length: int,
+    max_length: int | Tensor,
     mask: AttentionMask | Tensor,
     bias: RelativeBias | None = None,
     scale: float = 1.0,
@@ -25,15 +26,16 @@ def hstu_attention(
 ) -> Tensor:
     """``(SiLU(q k^T scale + bias) / max_length, masked) v`` inside each row: no softmax, so weights need not add up.
 
-    Source: Zhai et al. 2024, arXiv 2402.17152. ``max_length`` is a constant of the model and not the batch's longest
-    row: a result must not depend on who else is in the batch.
+    Source: Zhai et al. 2024, arXiv 2402.17152. ``max_length`` is a constant of the model wherever a result must not
+    depend on who else is in the batch. A number that only the device knows, such as the batch's longest row, is divided
+    by behind the kernel: the weights enter linearly, so all paths take it, and nobody waits for the device.
 
     Args:
         q: ``[T, H, D]``, tokens of all rows end to end; views of a wider projection are not copied.
         k: ``[T, H, D]``.
         v: ``[T, H, E]``.
         offsets: ``[U + 1]`` int64, row borders.
-        max_length: N, what the weights are divided by; rows may be longer.
+        max_length: N, what the weights are divided by; rows may be longer. As a tensor: a scalar, at least 1.
         mask: who sees whom, or its ``seen(offsets, T)`` where several layers share it.
         bias: what is added to the scores; None for nothing.
         scale: what ``q k^T`` is multiplied by: 1, or ``1 / sqrt(D)``.
@@ -43,11 +45,13 @@ def hstu_attention(
         ``[T, H, E]`` in the dtype of ``q``; gradients for ``q``, ``k``, ``v`` and both tables of the bias.
 
     Raises:
-        ValueError: shapes that do not belong together, or a ``max_length`` below 1.
+        ValueError: shapes that do not belong together, or a ``max_length`` below 1 (of a tensor nobody looks).
         KernelUnavailable: the forced path cannot run here.
     """
     tokens, bias = q.shape[0], bias or RelativeBias()
-    if max_length < 1:
+    if isinstance(max_length, Tensor):
+        expect_shapes("hstu_attention", max_length=(max_length, ()))
+    elif max_length < 1:
         raise ValueError(f"hstu_attention: max_length {max_length} is less than 1")
     seen = mask if isinstance(mask, Tensor) else mask.seen(offsets, tokens)
     position = q.new_empty(0) if bias.position is None else bias.position
@@ -57,4 +61,12 @@ def hstu_attention(
     expect_shapes("hstu_attention", times=(times, (tokens,)), next_times=(next_times, (tokens,)))
     expect_shapes("hstu_attention", position=(position, (position.numel(),)), time=(time, (time.numel(),)))
     function = resolve("hstu_attention", q.device.type, path, q.dtype)
-    return function(q, k, v, position, time, offsets, seen, times, next_times, scale=scale, max_length=max_length)
+    n = 1 if isinstance(max_length, Tensor) else max_length
+    out = function(q, k, v, position, time, offsets, seen, times, next_times, scale=scale, max_length=n)
+    return _divided(out, max_length) if isinstance(max_length, Tensor) else out
+
+
+def _divided(out: Tensor, number: Tensor) -> Tensor:
+    """``out / number`` in the dtype of ``out``; narrow formats are widened, for they do not hold every length."""
+    wide = torch.promote_types(out.dtype, torch.float32)
+    return (out.to(wide) / number.to(wide)).to(out.dtype)

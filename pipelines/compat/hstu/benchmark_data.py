@@ -28,6 +28,7 @@ from pipelines.errors import ConfigError
 from pipelines.run_folder import write_text
 
 Table = EmbeddingArgs | DynamicEmbeddingArgs
+_ADAGRAD = "row-wise Adagrad trains it, with OptimizerArgs.learning_rate"
 
 
 def describe_benchmark(
@@ -56,12 +57,35 @@ def describe_benchmark(
         context=context or None,
         seed=trainer.seed,
     )
+    _put_table(made, tables[data.item_feature_name], described)
     made.put("dataset.name", _write(made, data, described, ranking), data, "item_feature_name")
     history = item.max_sequence_length - data.max_num_candidates
     if history < 1:
         made.refuse(data, "max_num_candidates", "no item is left for the history")
     made.put("loader.max_length", history, item, "max_sequence_length")
     return history
+
+
+def _put_table(made: Translation, table: Table, described: Description) -> None:
+    """Where the item table lies, and what it gives up once it is full.
+
+    In one process it lies there whole and nothing is left to say, unless more ids can come up than a dynamic table
+    holds: ids that are drawn below a bound cannot, nor can more than there are events.
+    """
+    dynamic, bound = isinstance(table, DynamicEmbeddingArgs), described.items.high
+    events = described.users * ((described.lengths.high or 1) - 1)
+    most = events if bound is None else min(bound, events)
+    if isinstance(table, DynamicEmbeddingArgs) and most > table.item_vocab_size_or_capacity:
+        rows = table.item_vocab_size_or_capacity // made.processes * made.processes
+        if not rows:
+            made.refuse(table, "item_vocab_size_or_capacity", f"it is less than {made.processes} processes")
+        made.set(embedding__sharding="row_wise")
+        made.put("embedding.capacity", rows, table, "item_vocab_size_or_capacity")
+        made.put("embedding.eviction", table.evict_strategy, table, "evict_strategy")
+        made.note(table, "item_vocab_size_or_capacity", f"up to {most:,} ids share {rows:,} rows; {_ADAGRAD}")
+    elif made.processes > 1 and (dynamic or table.sharding_type == "model_parallel"):
+        made.put("embedding.sharding", "auto", table, "sharding_type")
+        made.note(table, "sharding_type", f"the item table is spread over the processes; {_ADAGRAD}")
 
 
 def _write(made: Translation, data: BenchmarkDatasetArgs, described: Description, ranking: bool) -> str:

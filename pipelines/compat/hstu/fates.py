@@ -41,7 +41,7 @@ def _refused(text: str) -> Fate:
 
 
 _ROWS = "a table has a row for each id that occurs"
-_WHOLE = "every process holds the whole table"
+_SHARDED = "embedding.sharding: auto for model_parallel items in several processes; row-wise Adagrad trains them"
 _MEMORY = "where a table lies changes no number"
 _MIXED = "8-bit products: what there is is bfloat16 and float32"
 _ATTENTION = "of a benchmark of attention alone, which trains nothing: see benchmarks/hstu_attention.py"
@@ -61,21 +61,25 @@ FATES: dict[str, Fate] = {
     "TrainerArgs.ckpt_save_dir": _key("runs: the run's folder, checkpoints in it, lies there"),
     "TrainerArgs.ckpt_load_dir": _key("--resume, where the run has no checkpoint of its own"),
     "TrainerArgs.pipeline_type": _key("training.prefetch: 0, 1 or 2 batches"),
-    "TrainerArgs.enable_balanced_shuffler": _same("batches are always dealt evenly"),
+    "TrainerArgs.enable_balanced_shuffler": _key("loader.deal: attention instead of tokens"),
     "EmbeddingArgs.feature_names": _data("which table a feature has"),
     "EmbeddingArgs.table_name": _same("tables have the names of their features"),
     "EmbeddingArgs.item_vocab_size_or_capacity": _data(f"values are drawn below it; {_ROWS}"),
-    "EmbeddingArgs.sharding_type": _same(_WHOLE),
+    "EmbeddingArgs.sharding_type": _key(_SHARDED),
     "DynamicEmbeddingArgs.feature_names": _data("which table a feature has"),
     "DynamicEmbeddingArgs.table_name": _same("tables have the names of their features"),
-    "DynamicEmbeddingArgs.item_vocab_size_or_capacity": _data(f"values are drawn below it; {_ROWS}"),
-    "DynamicEmbeddingArgs.sharding_type": _same(_WHOLE),
+    "DynamicEmbeddingArgs.item_vocab_size_or_capacity": _key(
+        "embedding.capacity of items, where more ids can come up; else values are drawn below it"
+    ),
+    "DynamicEmbeddingArgs.sharding_type": _same("such a table is model_parallel whatever is written"),
     "DynamicEmbeddingArgs.global_hbm_for_values": _same(_MEMORY),
     "DynamicEmbeddingArgs.item_vocab_gpu_capacity": _same(_MEMORY),
     "DynamicEmbeddingArgs.item_vocab_gpu_capacity_ratio": _same(_MEMORY),
-    "DynamicEmbeddingArgs.evict_strategy": _same(f"nothing is evicted: {_ROWS}"),
+    "DynamicEmbeddingArgs.evict_strategy": _key(
+        "embedding.eviction of items, where more ids can come up than fit; else nothing is evicted"
+    ),
     "DynamicEmbeddingArgs.caching": _same(_MEMORY),
-    "DynamicEmbeddingArgs.dist_type": _same(_WHOLE),
+    "DynamicEmbeddingArgs.dist_type": _same("how ids are dealt to processes changes no number"),
     "DatasetArgs.dataset_name": _key("dataset.name"),
     "DatasetArgs.max_history_seqlen": _key("loader.max_length and model.max_length"),
     "DatasetArgs.max_sequence_length": _key("the same, max_num_candidates taken off"),
@@ -116,13 +120,13 @@ FATES: dict[str, Fate] = {
     "NetworkArgs.item_embedding_dim": _key("model.item_dim of ranking; retrieval takes hidden_size alone"),
     "NetworkArgs.contextual_embedding_dim": _key("model.context_dim of ranking; retrieval reads no such feature"),
     "NetworkArgs.scaling_seqlen": _key(
-        "model.max_length, of ranking model.scaling_length; unset: the longest possible sequence; -1 is refused"
+        "model.scaling_length, -1 (the longest of the batch) too; unset: the longest possible sequence"
     ),
     "NetworkArgs.embedding_backend": _same(_MEMORY),
     "NetworkArgs.disable_contextual_mask": _key("model.context_mask of ranking"),
     "NetworkArgs.layer_type": _same("how many kernels compute a layer changes no number"),
-    "NetworkArgs.dense_initializer_type": _refused("weights begin as the model says"),
-    "NetworkArgs.dense_initializer_normal_std": _refused("weights begin as the model says"),
+    "NetworkArgs.dense_initializer_type": _key("model.dense_init_std for normal; others are refused"),
+    "NetworkArgs.dense_initializer_normal_std": _key("model.dense_init_std, with the type normal; unset: 1.0"),
     "NetworkArgs.backbone": _refused("transformer: of inference alone"),
     "NetworkArgs.transformer_ffn_dim": _refused("of the backbone transformer"),
     "OptimizerArgs.optimizer_str": _key("optimizer.name; sgd is refused"),
@@ -130,15 +134,13 @@ FATES: dict[str, Fate] = {
     "OptimizerArgs.adam_beta1": _key("optimizer.beta1"),
     "OptimizerArgs.adam_beta2": _key("optimizer.beta2"),
     "OptimizerArgs.adam_eps": _key("optimizer.eps"),
-    "TensorModelParallelArgs.tensor_model_parallel_size": _same(
-        "every process holds the whole layer; the batch is that of world / size data-parallel processes"
-    ),
+    "TensorModelParallelArgs.tensor_model_parallel_size": _key("parallel.tensor; one process holds whole layers"),
     "RankingArgs.prediction_head_arch": _key("model.head"),
     "RankingArgs.prediction_head_act_type": _key("model.head_activation"),
     "RankingArgs.prediction_head_bias": _key("model.head_bias"),
     "RankingArgs.num_tasks": _key("1 for classes, else one for each output of the head"),
     "RankingArgs.eval_metrics": _key("AUC alone, of each task"),
-    "RetrievalArgs.num_negatives": _key("model.loss.num_negatives"),
+    "RetrievalArgs.num_negatives": _key("model.loss.num_negatives; -1, and unset: every other target of the batch"),
     "RetrievalArgs.temperature": _key("model.temperature"),
     "RetrievalArgs.l2_norm_eps": _key("model.l2_norm_eps"),
     "RetrievalArgs.eval_metrics": _key("evaluation.ks; the first is training.select"),

@@ -205,7 +205,10 @@ class NetworkArgs:
     """Contextual features are tokens like others: they see what came before alone."""
     layer_type: str = _one_of("fused", "native", default="fused")
     """Older versions: one kernel a layer, or torch's operations."""
-    dense_initializer_type: str | None = None
+    dense_initializer_type: str | None = field(
+        default=None,
+        metadata={"one_of": ("normal", "uniform", "constant", "xavier_uniform", "xavier_normal")},
+    )
     """Older versions: distribution of the first weights."""
     dense_initializer_normal_std: float | None = None
     """Older versions: its standard deviation."""
@@ -260,7 +263,7 @@ class RetrievalArgs:
     """The retrieval task."""
 
     num_negatives: int = -1
-    """Sampled negatives; -1: the other targets of the batch."""
+    """Sampled negatives; -1: all other targets of the batch."""
     temperature: float = 0.05
     """What similarities are divided by."""
     l2_norm_eps: float = 1e-6

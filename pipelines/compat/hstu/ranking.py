@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pipelines.compat.hstu.gin_classes import BenchmarkDatasetArgs, DatasetArgs, NetworkArgs, RankingArgs
-from pipelines.compat.hstu.retrieval import divisor_of
 from pipelines.compat.hstu.translation import Translation
 
 ACTION_BITS = 8
@@ -29,8 +28,6 @@ def put_ranking(
     for name, key in (("item_embedding_dim", "item_dim"), ("contextual_embedding_dim", "context_dim")):
         if getattr(network, name) > 0:
             made.put(f"model.{key}", getattr(network, name), network, name)
-    if made.file.given(network, "scaling_seqlen"):
-        made.put("model.scaling_length", divisor_of(made, network), network, "scaling_seqlen")
     if network.num_position_buckets <= history:
         what = f"a history of {history} events and a candidate have more positions"
         made.refuse(network, "num_position_buckets", what, fix=f"write at least {history + 1}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from models.losses.options import ALL_OF_STEP
 from pipelines.compat.hstu.gin_classes import NetworkArgs, RetrievalArgs
 from pipelines.compat.hstu.translation import Translation
 from pipelines.errors import ConfigError
@@ -27,7 +28,7 @@ def put_retrieval(made: Translation, network: NetworkArgs, task: RetrievalArgs, 
     if network.num_position_buckets < length:
         what = f"a history of {length} items has more positions"
         made.refuse(network, "num_position_buckets", what, fix=f"write at least {length}")
-    _put_divisor(made, network, length)
+    made.set(model__max_length=length)
     made.put_all(task, {"temperature": "model.temperature", "l2_norm_eps": "model.l2_norm_eps"})
     _put_negatives(made, task)
     metrics = [_metric(made, task, text) for text in task.eval_metrics]
@@ -38,40 +39,11 @@ def put_retrieval(made: Translation, network: NetworkArgs, task: RetrievalArgs, 
     made.set(evaluation__protocol="loo-full", evaluation__also=["loo-full-masked"])
 
 
-def divisor_of(made: Translation, network: NetworkArgs) -> int:
-    """What a file that binds ``scaling_seqlen`` divides attention weights by.
-
-    Raises:
-        ConfigError: a divisor that depends on the batch, or none.
-    """
-    if network.scaling_seqlen == -1:
-        what = "the longest sequence of a batch would make results depend on how users are batched"
-        made.refuse(network, "scaling_seqlen", what, fix="leave it out for the longest sequence of all")
-    if network.scaling_seqlen < 1:
-        made.refuse(network, "scaling_seqlen", "it is less than 1")
-    return network.scaling_seqlen
-
-
-def _put_divisor(made: Translation, network: NetworkArgs, length: int) -> None:
-    """Retrieval's is the number of positions that the model knows."""
-    if not made.file.given(network, "scaling_seqlen"):
-        made.set(model__max_length=length)
-    elif divisor_of(made, network) < length:
-        what = f"histories have up to {length} items"
-        made.refuse(network, "scaling_seqlen", what, fix=f"write at least {length}")
-    else:
-        made.put("model.max_length", network.scaling_seqlen, network, "scaling_seqlen")
-
-
 def _put_negatives(made: Translation, task: RetrievalArgs) -> None:
+    if task.num_negatives < 1 and task.num_negatives != ALL_OF_STEP:
+        made.refuse(task, "num_negatives", "it is less than 1", fix="write -1 for all other targets of the batch")
     made.set(model__loss__name="sampled_softmax", model__loss__sampler="in_batch")
-    if task.num_negatives > 0:
-        made.put("model.loss.num_negatives", task.num_negatives, task, "num_negatives")
-    elif made.file.given(task, "num_negatives"):
-        what = "negatives are a number of draws from the targets of the step, not all of them"
-        made.refuse(task, "num_negatives", what, fix="write how many, such as 1024")
-    else:
-        made.note(task, "num_negatives", "1024 draws from the targets of the step; the scripts take all of them")
+    made.put("model.loss.num_negatives", task.num_negatives, task, "num_negatives")
 
 
 def _metric(made: Translation, task: RetrievalArgs, text: str) -> tuple[str, int]:

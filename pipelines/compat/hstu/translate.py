@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from models.layers.hstu import LONGEST_ROW
 from pipelines.compat.hstu.benchmark_data import describe_benchmark
 from pipelines.compat.hstu.gin_classes import (
     BenchmarkDatasetArgs,
@@ -53,7 +54,7 @@ def translate(path: Path, task: str | None = None, processes: int = 1) -> Transl
     made.set(name=name, recipe=path.stem)
     parallel = file.get(TensorModelParallelArgs)
     network = file.get(NetworkArgs)
-    replicas = _replicas(made, parallel, network)
+    replicas = _put_parallel(made, parallel, network)
     trainer = file.get(TrainerArgs)
     _put_trainer(made, trainer, replicas)
     _put_optimizer(made, file.get(OptimizerArgs))
@@ -117,8 +118,8 @@ def load_gin(path: Path, overrides: Sequence[str] = (), extra: Layered | None = 
     return to_config(replace(made, layers=layers))
 
 
-def _replicas(made: Translation, parallel: TensorModelParallelArgs, network: NetworkArgs) -> int:
-    """Data-parallel processes, as the scripts count them.
+def _put_parallel(made: Translation, parallel: TensorModelParallelArgs, network: NetworkArgs) -> int:
+    """How layers are spread; data-parallel processes, as the scripts count them.
 
     Raises:
         ConfigError: the tensor-parallel size divides neither heads nor processes.
@@ -130,6 +131,10 @@ def _replicas(made: Translation, parallel: TensorModelParallelArgs, network: Net
         made.refuse(parallel, name, f"it does not divide the {network.num_attention_heads} attention heads")
     if made.processes > 1 and made.processes % size:
         made.refuse(parallel, name, f"it does not divide the {made.processes} processes")
+    if made.processes > 1:
+        made.put("parallel.tensor", size, parallel, name)
+    elif size > 1:
+        made.note(parallel, name, f"one process holds whole layers, which {size} would share: the same numbers")
     return max(1, made.processes // size)
 
 
@@ -157,6 +162,8 @@ def _put_trainer(made: Translation, trainer: TrainerArgs, replicas: int) -> None
         made.put("runs", trainer.ckpt_save_dir, trainer, "ckpt_save_dir")
     if trainer.ckpt_load_dir:
         made.resume = trainer.ckpt_load_dir, made.file.origin(trainer, "ckpt_load_dir")
+    deal = "attention" if trainer.enable_balanced_shuffler else "tokens"
+    made.put("loader.deal", deal, trainer, "enable_balanced_shuffler")
     made.put("training.prefetch", _AHEAD[trainer.pipeline_type], trainer, "pipeline_type")
 
 
@@ -219,8 +226,8 @@ def _put_network(made: Translation, network: NetworkArgs) -> None:
     """What both tasks share."""
     made.refuse_unless(network, "is_causal", True)
     made.refuse_unless(network, "backbone", "hstu")
-    for name in ("transformer_ffn_dim", "dense_initializer_type", "dense_initializer_normal_std"):
-        made.refuse_unless(network, name, None)
+    made.refuse_unless(network, "transformer_ffn_dim", None)
+    _put_initializer(made, network)
     if network.dtype_str == "float16":
         made.refuse(network, "dtype_str", "there are bfloat16 and float32", fix="write 'bfloat16', or leave it out")
     if made.file.given(network, "dtype_str"):
@@ -232,3 +239,28 @@ def _put_network(made: Translation, network: NetworkArgs) -> None:
     for key in ("attention_dim", "linear_dim"):
         made.put(f"model.{key}", network.kv_channels, network, "kv_channels")
     made.set(model__scale_by_dim=True, model__norm_affine=True, model__relative_bias="none")
+    _put_divisor(made, network)
+
+
+def _put_divisor(made: Translation, network: NetworkArgs) -> None:
+    """What attention weights are divided by, where the file says."""
+    if not made.file.given(network, "scaling_seqlen"):
+        return
+    if network.scaling_seqlen != LONGEST_ROW and network.scaling_seqlen < 1:
+        made.refuse(network, "scaling_seqlen", "it is less than 1", fix="write -1 for the longest of the batch")
+    if network.scaling_seqlen == LONGEST_ROW:
+        what = "what a user gets depends on who else is in the batch, in training and in evaluation"
+        made.note(network, "scaling_seqlen", what)
+    made.put("model.scaling_length", network.scaling_seqlen, network, "scaling_seqlen")
+
+
+def _put_initializer(made: Translation, network: NetworkArgs) -> None:
+    """How the blocks' projections begin; only older versions let a file say it."""
+    kind, std = network.dense_initializer_type, network.dense_initializer_normal_std
+    if kind not in (None, "normal"):
+        made.refuse(network, "dense_initializer_type", "there is 'normal'", fix="write it, or leave the line out")
+    if kind == "normal":
+        name = "dense_initializer_type" if std is None else "dense_initializer_normal_std"
+        made.put("model.dense_init_std", 1.0 if std is None else std, network, name)
+    elif std is not None:
+        made.refuse(network, "dense_initializer_normal_std", "it is of dense_initializer_type = 'normal'")

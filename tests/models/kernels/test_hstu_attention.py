@@ -335,3 +335,26 @@ def test_tables_that_make_no_sense_are_refused() -> None:
         RelativeBias(time=torch.zeros(4))
     with pytest.raises(ValueError, match="target_group_size: 0"):
         AttentionMask(target_group_size=0)
+
+
+@pytest.mark.parametrize("path", EVERY)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_divisor_on_the_device_is_the_same_as_a_number(path: str, dtype: torch.dtype) -> None:
+    """257 is no bfloat16: a scalar that was rounded to one would be off by 0.4% for all tokens alike."""
+    if path == "numba" and dtype != torch.float32:
+        pytest.skip("float32 alone")
+    lengths = torch.tensor([0, 5, 9, 30]).cumsum(0)
+    random = torch.Generator().manual_seed(3)
+    q, k, v = (torch.randn(44, 2, 16, generator=random).to(dtype).requires_grad_() for _ in range(3))
+    results = []
+    for divisor in (257, torch.tensor(257)):
+        out = hstu_attention(q, k, v, lengths, max_length=divisor, mask=AttentionMask(), path=path)
+        assert out.dtype == dtype
+        results.append((out, *torch.autograd.grad(out.float().square().sum(), (q, k, v))))
+    for number, scalar in zip(*results, strict=True):
+        scalar, number = scalar.float(), number.float()
+        close = 1e-5 if dtype == torch.float32 else 0.02
+        torch.testing.assert_close(scalar, number, rtol=close, atol=close * float(number.abs().max()))
+        assert float((scalar * number).sum() / number.square().sum()) == pytest.approx(1, abs=5e-4)
+    with pytest.raises(ValueError, match=r"max_length has shape \(1,\)"):
+        hstu_attention(q, k, v, lengths, max_length=torch.tensor([257]), mask=AttentionMask(), path=path)

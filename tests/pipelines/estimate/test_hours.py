@@ -154,7 +154,7 @@ def test_a_gpu_of_twice_the_peaks_takes_half_the_slope(config: RunConfig, matrix
 def test_a_step_never_takes_less_than_the_host_needs(config: RunConfig, matrix: Path) -> None:
     """From a CPU to a GPU a thousand times as fast: what is left is Python and dispatch."""
     found = forecast(config, find_device("Wide", matrix), [file_of(this_cpu(), measurement(config))])
-    assert hours_of(found).training.low >= 0.01 * found.steps * 0.999
+    assert hours_of(found).training.low >= 0.01 * found.schedule.steps * 0.999
 
 
 def test_several_gpus_are_a_supposition(config: RunConfig, matrix: Path) -> None:
@@ -162,7 +162,7 @@ def test_several_gpus_are_a_supposition(config: RunConfig, matrix: Path) -> None
     files = [file_of(gpu, measurement(config, narrow=2))]
     one, four = forecast(config, gpu, files), forecast(config, gpu, files, gpus=4)
     assert hours_of(one).measured and not hours_of(four).measured
-    host = 0.01 * one.steps  # of every step, whoever shares the batch
+    host = 0.01 * one.schedule.steps  # of every step, whoever shares the batch
     middle = host + (hours_of(one).training.middle - host) / 4
     assert hours_of(four).training.middle == pytest.approx(middle)
     assert hours_of(four).training.low >= host * 0.999

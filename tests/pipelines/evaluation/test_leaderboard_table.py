@@ -90,3 +90,41 @@ def test_a_seed_counts_once_and_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "d.json").write_text("{}")
     with pytest.raises(RunError, match="d.json: this is no leaderboard result, it lacks 'baselines'"):
         read_records(tmp_path)
+
+
+def ranking_result(**changes: Any) -> dict[str, Any]:
+    """One of a ranking model: two bits, of which ``like`` has no AUC."""
+    card = {"catalogue_items": 7551, "name": "ranking-users", "query_time": "blind", "ranking": "none", "ties": "half"}
+    card |= {"test_queries": 604, "split_digest": "c" * 64, "asked_events": "the newest 20 of each query"}
+    card |= {"asked_at_most": 20, "actions": {"kind": "bits", "names": ["click", "like"]}}
+    found = {"AUC": 0.7, "GAUC": 0.65, "AUC:click": 0.7, "GAUC:click": 0.65, "LogLoss": 0.4}
+    base = {"recipe": "k", "name": "k", "dataset": "k", "seed": 1, "model": {"name": "hstu-ranking"}, "test": found}
+    base |= {"settings": "s", "file": "k-seed-1.json", "training": {"epochs": 2, "seconds": 60}}
+    base["baselines"] = {"item average": {"AUC": 0.6, "AUC:click": 0.6, "LogLoss": 0.5}}
+    base["intervals"] = {"test": {"AUC": [0.68, 0.72], "GAUC": [0.6, 0.7], "AUC:click": [0.68, 0.72]}}
+    base["protocol"] = card | {key: changes.pop(key) for key in list(changes) if key in card}
+    return base | changes
+
+
+def test_a_ranking_table_has_auc_of_all_and_of_each_task() -> None:
+    better = ranking_result(seed=2, file="b.json", settings="t", recipe="l", test={"AUC": 0.8, "AUC:click": 0.8})
+    second = ranking_result(seed=3, file="k-3.json", test={"AUC": 0.72, "GAUC": 0.67, "AUC:click": 0.72})
+    table = shown(ranking_result(), better, second)
+    assert table.startswith("## k · 7,551 items · ranking-users · query time blind\n")
+    assert "604 test users, asked about the newest 20 of each query (at most 20 events)" in table
+    assert "| recipe (model) | seeds | AUC | GAUC | AUC:click | epochs | minutes |" in table
+    rows = [line for line in table.splitlines() if "| [" in line]
+    assert rows[0].startswith("| l (hstu-ranking) | [2](results/b.json) | 0.8000 [0.6800, 0.7200] | - | 0.8000 | ")
+    cells = ["0.7100 ± 0.0141 [0.6800, 0.7200]", "0.6600 ± 0.0141 [0.6000, 0.7000]", "0.7100 ± 0.0141", "2", "1.0"]
+    assert rows[1].endswith(f"| {' | '.join(cells)} |")
+    assert "| *item average* | - | 0.6000 | - | 0.6000 | - | - |" in table
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"asked_at_most": 50}, {"asked_events": "all"}, {"actions": {"kind": "bits", "names": ["click"]}}],
+)
+def test_ranking_models_that_were_asked_differently_never_share_a_table(change: dict[str, Any]) -> None:
+    assert shown(ranking_result(), ranking_result(seed=2)).count("## ") == 1
+    assert shown(ranking_result(), ranking_result(**change)).count("## ") == 2
+    assert shown(ranking_result(), result()).count("## ") == 2

@@ -23,7 +23,7 @@ from tests.pipelines.compat.hstu.small_data import write_kuairand, write_moviele
 ROOT = Path(__file__).resolve().parents[4]
 OURS = sorted((ROOT / "configs" / "gin").glob("*.gin"))
 PUBLIC = sorted((Path(__file__).parent / "gin").glob("*.gin"))
-NOT_TRAINED = ("balanced_attn_benchmark", "movielen_retrieval_2025_04", "movielens_ranking_fp8")
+NOT_TRAINED = ("balanced_attn_benchmark", "movielens_ranking_fp8")
 SMALL = """
 TrainerArgs.train_batch_size = 8
 TrainerArgs.max_train_iters = 4
@@ -192,3 +192,44 @@ def test_two_processes_share_the_batch(tmp_path: Path) -> None:
     launched = processes(LAUNCHER, "run", str(path))
     assert launched.returncode == 0, launched.stderr
     assert "two/f/report.html" in launched.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("prefetch_pipeline_demo", "embedding", "auto"),  # a model-parallel item table
+        ("benchmark_ranking", "embedding", "auto"),  # a dynamic one
+        ("kuairand_1k_ranking_tp2", "parallel", 2),
+        ("balanced_ranking_benchmark", "embedding", "auto"),
+    ],
+)
+def test_public_gin_files_spread_tables_and_layers_over_processes(
+    name: str, key: str, value: Any, tmp_path: Path
+) -> None:
+    path = small(next(path for path in PUBLIC if path.stem == name), tmp_path)
+    started = processes(TORCHRUN, "pretrain_gr_ranking", "--gin-config-file", str(path))
+    assert started.returncode == 0, started.stderr[-3000:]
+    check_run(tmp_path / "runs" / name, 4)
+    config = yaml.safe_load((tmp_path / "runs" / name / "config.yaml").read_text())
+    assert value in config[key].values()
+    if key == "embedding":
+        assert "row-wise Adagrad trains it" in started.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_dynamic_table_that_overflows_runs(tmp_path: Path) -> None:
+    lines = [
+        "v/RandomDistribution.dist_type = 'zipf'",
+        "events/FeatureArgs.value_dists = {'item': @v/RandomDistribution()}",
+        "many/DynamicEmbeddingArgs.feature_names = ['item']",
+        "many/DynamicEmbeddingArgs.table_name = 'many'",
+        "many/DynamicEmbeddingArgs.item_vocab_size_or_capacity = 64",
+        "BenchmarkDatasetArgs.embedding_args = [@many/DynamicEmbeddingArgs(), @rest/DynamicEmbeddingArgs()]",
+        "TrainerArgs.ckpt_save_dir = 'runs'",
+    ]
+    assert main(["pretrain_gr_ranking", "--gin-config-file", str(gin_file(tmp_path, "benchmark", *lines))]) == 0
+    check_run(tmp_path / "runs" / "f", 6)
+    assert yaml.safe_load((tmp_path / "runs" / "f" / "config.yaml").read_text())["embedding"]["capacity"] == 64

@@ -12,8 +12,6 @@ from pipelines.compat.hstu.fates import FATES
 from pipelines.compat.hstu.gin_classes import CLASSES
 from pipelines.compat.hstu.translate import load_gin, to_config, translate
 from pipelines.config import RunConfig
-from pipelines.data.datasets import load_dataset_spec
-from pipelines.data.synthetic import read_description
 from pipelines.errors import ConfigError
 from tests.pipelines.compat.hstu.gin_text import gin_file, line_of
 
@@ -72,6 +70,14 @@ KEYS: dict[str, tuple[str, str, str, Any]] = {
     "NetworkArgs.item_embedding_dim": ("ranking", "5", "model.item_dim", 5),
     "NetworkArgs.contextual_embedding_dim": ("ranking", "6", "model.context_dim", 6),
     "NetworkArgs.scaling_seqlen": ("ranking", "77", "model.scaling_length", 77),
+    "NetworkArgs.dense_initializer_type": ("retrieval", "'normal'", "model.dense_init_std", 1.0),
+    "NetworkArgs.dense_initializer_normal_std": (
+        "ranking",
+        "0.02\nNetworkArgs.dense_initializer_type = 'normal'",
+        "model.dense_init_std",
+        0.02,
+    ),
+    "TrainerArgs.enable_balanced_shuffler": ("ranking", "True", "loader.deal", "attention"),
     "NetworkArgs.disable_contextual_mask": ("ranking", "True", "model.context_mask", False),
     "OptimizerArgs.optimizer_str": ("retrieval", "'Adam'", "optimizer.name", "adam"),
     "OptimizerArgs.learning_rate": ("retrieval", "0.5", "optimizer.lr", 0.5),
@@ -93,6 +99,10 @@ ELSEWHERE = {
     "DatasetArgs.max_sequence_length",
     "RankingArgs.num_tasks",
     "RankingArgs.eval_metrics",
+    "EmbeddingArgs.sharding_type",
+    "DynamicEmbeddingArgs.item_vocab_size_or_capacity",
+    "DynamicEmbeddingArgs.evict_strategy",
+    "TensorModelParallelArgs.tensor_model_parallel_size",
 }
 
 
@@ -110,22 +120,18 @@ def test_every_field_that_becomes_a_key_is_tried() -> None:
 
 SAME = {
     "TrainerArgs.eval_batch_size": ("retrieval", "9"),
-    "TrainerArgs.enable_balanced_shuffler": ("retrieval", "True"),
     "item/EmbeddingArgs.table_name": ("benchmark", "'other'"),
-    "item/EmbeddingArgs.sharding_type": ("benchmark", "'model_parallel'"),
     "rest/DynamicEmbeddingArgs.table_name": ("benchmark", "'other'"),
     "rest/DynamicEmbeddingArgs.sharding_type": ("benchmark", "'model_parallel'"),
     "rest/DynamicEmbeddingArgs.global_hbm_for_values": ("benchmark", "1000"),
     "rest/DynamicEmbeddingArgs.item_vocab_gpu_capacity": ("benchmark", "10"),
     "rest/DynamicEmbeddingArgs.item_vocab_gpu_capacity_ratio": ("benchmark", "0.5"),
-    "rest/DynamicEmbeddingArgs.evict_strategy": ("benchmark", "'lfu'"),
     "rest/DynamicEmbeddingArgs.caching": ("benchmark", "True"),
     "rest/DynamicEmbeddingArgs.dist_type": ("benchmark", "'continuous'"),
     "NetworkArgs.kernel_backend": ("ranking", "'pytorch'"),
     "NetworkArgs.num_position_buckets": ("retrieval", "4096"),
     "NetworkArgs.embedding_backend": ("retrieval", "'nve'"),
     "NetworkArgs.layer_type": ("ranking", "'native'"),
-    "TensorModelParallelArgs.tensor_model_parallel_size": ("ranking", "2"),
 }
 
 
@@ -146,13 +152,13 @@ def test_every_field_that_is_not_used_is_tried() -> None:
 
 REFUSED = {
     "NetworkArgs.is_causal = False": "a token would see",
-    "NetworkArgs.dense_initializer_type = 'normal'": "weights begin as the model says",
-    "NetworkArgs.dense_initializer_normal_std = 0.02": "weights begin as the model says",
+    "NetworkArgs.dense_initializer_type = 'uniform'": "there is 'normal'",
+    "NetworkArgs.dense_initializer_normal_std = 0.02": "it is of dense_initializer_type",
     "NetworkArgs.backbone = 'transformer'": "of inference alone",
     "NetworkArgs.transformer_ffn_dim = 64": "of the backbone transformer",
     "NetworkArgs.dtype_str = 'float16'": "there are bfloat16 and float32",
-    "NetworkArgs.scaling_seqlen = -1": "depend on how users are batched",
     "NetworkArgs.scaling_seqlen = 0": "less than 1",
+    "NetworkArgs.scaling_seqlen = -2": "less than 1",
     "OptimizerArgs.optimizer_str = 'sgd'": "there are adam and adamw",
     "MixedPrecisionArgs.linear_recipe = 'tensorwise'": "8-bit products",
     "MixedPrecisionArgs.mixed_precision_dtype = 'fp8'": "8-bit products",
@@ -163,14 +169,14 @@ REFUSED = {
 }
 REFUSED_RETRIEVAL = {
     "NetworkArgs.num_position_buckets = 19": "a history of 20 items has more positions",
-    "NetworkArgs.scaling_seqlen = 19": "histories have up to 20 items",
     "NetworkArgs.item_embedding_dim = 4": "compares states of hidden_size with item vectors",
     "NetworkArgs.target_group_size = 2": "neither contextual tokens nor targets",
     "NetworkArgs.disable_contextual_mask = True": "neither contextual tokens nor targets",
     "DatasetArgs.max_num_candidates = 3": "every item of the catalogue is one",
     "DatasetArgs.max_sequence_length = 30": "max_history_seqlen says another thing",
     "DatasetArgs.dataset_path = '/no/such/folder'": "it is no folder",
-    "RetrievalArgs.num_negatives = -1": "not all of them",
+    "RetrievalArgs.num_negatives = 0": "less than 1",
+    "RetrievalArgs.num_negatives = -2": "less than 1",
     "RetrievalArgs.eval_metrics = ('AUC',)": "unknown metric 'AUC'",
     "RetrievalArgs.eval_metrics = ()": "nothing would choose the checkpoint",
 }
@@ -293,11 +299,11 @@ def test_published_and_made_up_data_exclude_each_other(tmp_path: Path) -> None:
 
 
 def test_a_gin_file_is_a_recipe_of_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = gin_file(tmp_path, "retrieval", "TrainerArgs.enable_balanced_shuffler = True", name="my file.gin")
+    path = gin_file(tmp_path, "retrieval", "NetworkArgs.kernel_backend = 'triton'", name="my file.gin")
     config = load_gin(path, ["model.blocks=2", "name=mine"])
     assert (config.name, config.recipe, config.model_options().blocks) == ("mine", "my file", 2)
     assert load_gin(path).name == "my_file"
-    assert "enable_balanced_shuffler is not used" in capsys.readouterr().err
+    assert "kernel_backend is not used" in capsys.readouterr().err
     with pytest.raises(ConfigError, match=r"--set model.blocks=0"):
         load_gin(path, ["model.blocks=0"])
     path = gin_file(tmp_path, "retrieval", "TrainerArgs.ckpt_load_dir = 'there'")
@@ -305,67 +311,41 @@ def test_a_gin_file_is_a_recipe_of_the_command_line(tmp_path: Path, capsys: pyte
         load_gin(path)
 
 
-# Field of made-up data -> (lines, attribute of the description, what it says).
-DRAWN = {
-    "RandomDistribution.dist_type": (["length/RandomDistribution.dist_type = 'zipf'"], "lengths.kind", "zipf"),
-    "RandomDistribution.low": (["length/RandomDistribution.low = 3"], "lengths.low", 3),
-    "RandomDistribution.high": (["length/RandomDistribution.high = 9"], "lengths.high", 9),
-    "RandomDistribution.mean": (["length/RandomDistribution.mean = 6"], "lengths.mean", 6.0),
-    "RandomDistribution.std": (["length/RandomDistribution.std = 2.5"], "lengths.std", 2.5),
-    "RandomDistribution.alpha": (["length/RandomDistribution.alpha = 1.7"], "lengths.alpha", 1.7),
-    "FeatureArgs.seqlen_dist": ([], "lengths.kind", "normal"),
-    "FeatureArgs.value_dists": (["events/FeatureArgs.value_dists = {'item': @v/RandomDistribution()}"], "items.low", 2),
-    "FeatureArgs.max_sequence_length": (["events/FeatureArgs.max_sequence_length = 11"], "lengths.high", 11),
-    "EmbeddingArgs.item_vocab_size_or_capacity": (
-        ["item/EmbeddingArgs.item_vocab_size_or_capacity = 33"],
-        "items.high",
-        33,
-    ),
-    "TrainerArgs.seed": (["TrainerArgs.seed = 9"], "seed", 9),
-    "BenchmarkDatasetArgs.num_generated_batches": (["BenchmarkDatasetArgs.num_generated_batches = 3"], "users", 12),
-}
-LENGTHS = """
-length/RandomDistribution.dist_type = 'normal'
-length/RandomDistribution.mean = 5
-length/RandomDistribution.std = 2
-v/RandomDistribution.dist_type = 'zipf'
-v/RandomDistribution.low = 2
-events/FeatureArgs.is_jagged = True
-events/FeatureArgs.seqlen_dist = @length/RandomDistribution()
-"""
+@pytest.mark.parametrize("kind", ["retrieval", "ranking"])
+def test_attention_may_be_divided_by_the_longest_of_the_batch(kind: str, tmp_path: Path) -> None:
+    """A file that says nothing is not taken at the scripts' default: a result shall not depend on the batch."""
+    usual = config_of(tmp_path, kind).model_options()
+    assert (usual.scaling_length, usual.max_length) == (None, 20)
+    for length in (-1, 7, 300):
+        line = f"NetworkArgs.scaling_seqlen = {length}"
+        path = gin_file(tmp_path, kind, line)
+        made = translate(path)
+        options = to_config(made).model_options()
+        assert (options.scaling_length, options.max_length) == (length, 20)
+        said = [note for note in made.notes if "depends on who else is in the batch" in note]
+        assert bool(said) == (length == -1) and all(note.startswith(line_of(path, line)) for note in said)
 
 
-def description_of(config: RunConfig) -> Any:
-    path = load_dataset_spec(config.dataset.name).path
-    assert path is not None
-    return read_description(path)
+def test_all_other_targets_of_the_batch_are_the_default_negatives(tmp_path: Path) -> None:
+    path = gin_file(tmp_path, "retrieval")
+    path.write_text(path.read_text(encoding="utf-8").replace("RetrievalArgs.num_negatives = 16", ""), encoding="utf-8")
+    both = config_of(tmp_path, "retrieval", "RetrievalArgs.num_negatives = -1"), to_config(translate(path, "retrieval"))
+    for config in both:
+        loss = config.model_options().loss
+        assert (loss.name, loss.sampler, loss.num_negatives, loss.takes_all_of_step) == (
+            "sampled_softmax",
+            "in_batch",
+            -1,
+            True,
+        )
 
 
-@pytest.mark.parametrize("field", DRAWN)
-def test_made_up_data_are_drawn_as_described(field: str, tmp_path: Path) -> None:
-    lines, attribute, expected = DRAWN[field]
-    found = description_of(config_of(tmp_path, "benchmark", LENGTHS, *lines))
-    for part in attribute.split("."):
-        found = getattr(found, part)
-    assert found == expected
-
-
-def test_made_up_data_without_distributions(tmp_path: Path) -> None:
-    config = config_of(tmp_path, "benchmark")
-    found = description_of(config)
-    assert (found.users, found.lengths.low, found.lengths.high) == (24, 12, 13)  # 6 batches of 4, all of one length
-    assert (found.items.high, found.actions.high, found.context["age"].high) == (40, 8, 9)
-    assert load_dataset_spec(config.dataset.name).prepare.action_bits == ("task_1", "task_2", "task_3")
-    classes = config_of(tmp_path, "benchmark", "RankingArgs.num_tasks = 1")
-    assert description_of(classes).actions.high == 3 and description_of(classes).action_column == "rating"
-    jagged = description_of(config_of(tmp_path, "benchmark", "events/FeatureArgs.is_jagged = True"))
-    assert (jagged.lengths.low, jagged.lengths.high) == (0, 12)
-
-
-def test_lengths_beyond_the_longest_are_refused(tmp_path: Path) -> None:
-    path = gin_file(tmp_path, "benchmark", LENGTHS, "length/RandomDistribution.high = 13")
-    with pytest.raises(ConfigError, match="high: 13 cannot be honoured: max_sequence_length is 12"):
-        translate(path)
-    path = gin_file(tmp_path, "benchmark", LENGTHS, "length/RandomDistribution.std = -1")
-    with pytest.raises(ConfigError, match=r"length/RandomDistribution.dist_type: a standard deviation is above 0"):
-        translate(path)
+def test_layers_are_spread_over_the_processes_that_there_are(tmp_path: Path) -> None:
+    line = "TensorModelParallelArgs.tensor_model_parallel_size = 2"
+    for kind in ("retrieval", "ranking"):
+        assert config_of(tmp_path, kind, line, processes=4).parallel.tensor == 2
+        assert config_of(tmp_path, kind, processes=4).parallel.tensor == 1
+        path = gin_file(tmp_path, kind, line)
+        made = translate(path)
+        assert to_config(made).parallel.tensor == 1  # as a whole
+        assert any(note.startswith(line_of(path, line)) and "the same numbers" in note for note in made.notes)
