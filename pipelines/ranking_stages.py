@@ -85,6 +85,8 @@ def build_task(config: RunConfig, prepared: Prepared) -> Ranking:
 
 def train(config: RunConfig, prepared: Prepared, session: Session) -> tuple[Ranking, TrainState]:
     """Train, or go on from a checkpoint; the task comes back with the weights of the best validation."""
+    from pipelines.estimate.training_work import ranking_training_work  # here: the estimate itself reads the stages
+
     candidates, loader = config.model_options().candidates, config.loader
     task = this_world().agree(lambda: build_task(config, prepared))
     windows = ranking_windows(prepared.store, prepared.split.train, loader.max_length, candidates, loader.windows)
@@ -96,6 +98,9 @@ def train(config: RunConfig, prepared: Prepared, session: Session) -> tuple[Rank
         TrainingData(prepared.store, windows, loader, config.seed, ranking_gather(candidates)),
         identity=run_identity(config, prepared),
         validate=lambda: ask(config, prepared, task, "valid", stop=stop, at_most=at_most).metrics,
+        work_of=ranking_training_work(
+            config, prepared.store.num_items, device_of(config).type, ranking_data(prepared.store), windows.lengths
+        ),
     )
     return task, state
 

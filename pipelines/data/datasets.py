@@ -60,7 +60,7 @@ class DatasetSpec:
     note: str = ""
     """What a reader of results ought to know about the data."""
     counts: Mapping[str, int] = field(default_factory=dict)
-    """Published size after the dataset's own filters: users, items, events, and least (the fewest events of a user)."""
+    """Published size after the dataset's own filters: users, items, events, and least (no user has fewer events)."""
 
 
 def dataset_files() -> dict[str, Path]:

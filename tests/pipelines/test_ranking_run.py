@@ -65,6 +65,8 @@ def test_a_ranking_recipe_runs_to_a_gated_page(recipe: Path) -> None:
     assert metrics["asked"] == {"valid": 40, "test": 40}
     assert metrics["protocol"]["actions"] == {"kind": "classes", "names": ["1", "2", "3"]}
     assert metrics["baselines"]["item average"]["AUC"] > 0.75
+    steps = [json.loads(line) for line in (config.folder / "events.jsonl").read_text().splitlines()]
+    assert any(entry.get("tflops", 0) > 0 for entry in steps)
     predictions = pl.read_parquet(config.folder / "predictions.parquet")
     assert predictions.columns == ["user_id", "item_id", "action", "logit:1", "logit:2", "logit:3"]
     assert predictions.height == 40
