@@ -232,9 +232,13 @@ def estimate(
     """Steps, memory, hours and dollars of a recipe before anything is rented."""
     from pipelines.estimate.verb import estimate_recipe
     from pipelines.front_door import own_engine
+    from pipelines.spread_config import check_measured
 
+    config = own_engine(_load(recipe, sets))
+    if measure:
+        check_measured(config)
     return estimate_recipe(
-        own_engine(_load(recipe, sets)),
+        config,
         _console(),
         gpu=gpu,
         gpus=gpus,

@@ -30,7 +30,7 @@ from pipelines.evaluation.ranking_metrics import ranking_metrics, torchmetrics_c
 from pipelines.evaluation.ranking_protocols import RankingProtocol, get_ranking_protocol
 from pipelines.gates import apply_gates, gate_terms
 from pipelines.run_folder import RunFolder, code_digest, read_json, write_json
-from pipelines.stages import Prepared, check_items, dataset_spec, device_of, run_identity, spread
+from pipelines.stages import Prepared, check_items, dataset_spec, device_of, on_device, run_identity, spread
 from pipelines.training.checkpoint import checkpoint_path, load_checkpoint
 from pipelines.training.distributed import this_world
 from pipelines.training.run_log import beat
@@ -80,7 +80,7 @@ def build_task(config: RunConfig, prepared: Prepared) -> Ranking:
         task = build_ranking(config.model["name"], store.num_items, options, ranking_data(store))
     except ValueError as error:
         raise ConfigError(str(error), where="model.head", fix="end model.head with their number") from error
-    return task.to(device_of(config), torch.float64 if config.training.precision == "float64" else None)
+    return on_device(task, config, device_of(config))
 
 
 def train(config: RunConfig, prepared: Prepared, session: Session) -> tuple[Ranking, TrainState]:

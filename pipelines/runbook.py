@@ -89,6 +89,7 @@ def evaluate_only(config: RunConfig, console: Console) -> int:
     folder, world = RunFolder(config.folder), this_world()
     with contextlib.ExitStack() as held:
         world.on_first(lambda: held.enter_context(folder.lock()))
+        world.on_first(lambda: sweep_checkpoints(folder.checkpoints))
         prepared = prepare_everywhere(config, world)
         task, state = run_stages.best_task(config, prepared, folder)
         metrics = run_stages.evaluate_run(config, prepared, task, state, folder)

@@ -62,6 +62,21 @@ def check_world(config: RunConfig, world: World) -> None:
     check_capacity(config.embedding, world.size)
 
 
+def check_measured(config: RunConfig) -> None:
+    """Refuse to time what `recpod estimate --measure` does not build: it trains whole tables and blocks, alone.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    for key, spread in (
+        ("embedding.sharding", config.embedding.sharded),
+        ("parallel.tensor", config.parallel.tensor > 1),
+    ):
+        if spread:
+            fix = f"leave --measure or {key} away"
+            raise ConfigError("--measure times one process that holds the whole model", where=key, fix=fix)
+
+
 def embedding_identity(options: EmbeddingOptions) -> dict[str, Any]:
     """What of ``embedding`` decides the weights: nothing while every process holds the table.
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
+from torch import nn
 
 from models.losses import PopularitySampler
 from models.losses.gradients import compute_dtype
+from models.ranking import Ranking
 from models.registry import build_model
 from models.tasks import Retrieval
 from pipelines.config import RunConfig
@@ -35,6 +38,8 @@ from pipelines.training.signals import StopSignal
 from pipelines.training.state import TrainState
 from pipelines.training.trainer import TrainingData, autocast
 from pipelines.training_stage import Session, put_best_weights, train_task
+
+AnyTask = TypeVar("AnyTask", Retrieval, Ranking)
 
 _EVENTS = 1 << 24  # checked at a time: nothing of a large store is held in memory
 
@@ -110,9 +115,23 @@ def build_task(config: RunConfig, prepared: Prepared) -> Retrieval:
         task = build_model(config.model["name"], prepared.store.num_items, config.model_options())
     except ValueError as error:
         raise ConfigError(str(error), where="model") from error
-    device, wide = device_of(config), config.training.precision == "float64"
+    device = device_of(config)
     task.popularity = PopularitySampler.from_counts(torch.from_numpy(training_counts(prepared)).to(device))
-    return task.to(device, torch.float64 if wide else None)
+    return on_device(task, config, device)
+
+
+def on_device(task: AnyTask, config: RunConfig, device: torch.device) -> AnyTask:
+    """``task`` in the recipe's precision on ``device``; a table that is going to be spread stays in main memory.
+
+    No process may have room for the whole of it on its GPU: that is what it is spread for.
+    """
+    whole: nn.Module = task
+    table = whole.item_embedding
+    if config.embedding.sharded:
+        whole.item_embedding = nn.Identity()
+    whole.to(device, torch.float64 if config.training.precision == "float64" else None)
+    whole.item_embedding = table
+    return task
 
 
 def loss_precision(config: RunConfig) -> str:

@@ -17,6 +17,7 @@ from pipelines.compat import recbole_values as values
 from pipelines.compat.recbole_forms import FORMS, Form, engine_options, form_of, put_model
 from pipelines.config_files import KeyPath, Layered, parse_override, read_yaml
 from pipelines.data.loader import LoaderOptions
+from pipelines.engines import recbole_unused
 from pipelines.errors import ConfigError, nearest
 
 # RecBole's key -> this project's, and what becomes of the value; None as key: the value is checked, no more.
@@ -201,6 +202,8 @@ def _leave_to_recbole(target: Layered) -> None:
     target.put(("model",), None, "RecBole")
     length = target.values["loader"]["max_length"]
     target.values["loader"] = {**asdict(LoaderOptions()), "max_length": length}
+    training = target.values["training"]
+    target.values["training"] = {key: value for key, value in training.items() if key in recbole_unused.TRAINING}
 
 
 def _check_known(source: Layered, key: str, form: Form, theirs: bool) -> None:

@@ -32,7 +32,7 @@ from pipelines.engines.recbole_environment import load_recbole, loss_type, seque
 from pipelines.engines.recbole_evaluation import Made, ask, evaluate_model
 from pipelines.engines.recbole_loop import EpochLoop, Loop
 from pipelines.engines.recbole_models import recbole_model, register
-from pipelines.engines.recbole_unused import unused_line
+from pipelines.engines.recbole_unused import as_used, unused_line
 from pipelines.errors import ConfigError, RecPodError, nearest
 from pipelines.evaluation.evaluator import write_ranks
 from pipelines.run_folder import RunFolder, code_digest, read_json, write_json
@@ -164,7 +164,7 @@ def _inputs(config: RunConfig, prepared: stages.Prepared) -> str:
     gates = [gate.model_dump() for gate in config.gates]
     parts = [
         run_identity(config, prepared),
-        asdict(config.training),
+        asdict(as_used(config).training),
         config.evaluation.model_dump(),
         gates,
         code_digest(),

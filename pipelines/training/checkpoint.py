@@ -20,7 +20,7 @@ import torch
 from pipelines.errors import RunError
 
 FORMAT = 2
-_WRITING, _REPLACED = ".writing-step-", ".replaced-step-"
+WRITING, _REPLACED = ".writing-step-", ".replaced-step-"
 _NAME = re.compile(r"step-(\d+)$")
 
 
@@ -52,7 +52,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
     Raises:
         RunError: the disk is full or read-only; nothing was changed, the previous checkpoint is still there.
     """
-    final, temporary = checkpoint_path(folder, step), folder / f"{_WRITING}{step}"
+    final, temporary = checkpoint_path(folder, step), folder / f"{WRITING}{step}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
@@ -62,12 +62,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
         (temporary / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
         for path in temporary.iterdir():
             _sync(path)
-        replaced = folder / f"{_REPLACED}{step}"
-        if final.exists():  # the same step again: an epoch's end after its last batch, or a resume from an earlier one
-            final.rename(replaced)
-        temporary.rename(final)
-        _sync(folder)
-        shutil.rmtree(replaced, ignore_errors=True)
+        put_in_place(temporary, final)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
         shutil.rmtree(temporary, ignore_errors=True)
         sweep_checkpoints(folder)
@@ -81,16 +76,34 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
     return final
 
 
+def put_in_place(temporary: Path, final: Path) -> None:
+    """Make the folder ``temporary``, which is whole, the one of a step; what is there stays until then.
+
+    Raises:
+        OSError: the disk does not take it; :func:`sweep_checkpoints` brings back what was there.
+    """
+    replaced = final.with_name(f"{_REPLACED}{final.name.removeprefix('step-')}")
+    if final.exists():  # the same step again: an epoch's end after its last batch, or a resume from an earlier one
+        final.rename(replaced)
+    temporary.rename(final)
+    _sync(final.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
 def sweep_checkpoints(folder: Path) -> None:
-    """Clear what a killed process left: half-written checkpoints go, one that was being replaced comes back."""
-    for path in folder.glob(f"{_WRITING}*"):
-        shutil.rmtree(path)
-    for path in folder.glob(f"{_REPLACED}*"):
-        final = checkpoint_path(folder, int(path.name.removeprefix(_REPLACED)))
-        if final.exists():
+    """Clear what a killed process left: half-written checkpoints go, one that was being replaced comes back.
+
+    So with item tables that are spread over processes.
+    """
+    for place in (folder, table_path(folder, "")):
+        for path in place.glob(f"{WRITING}*"):
             shutil.rmtree(path)
-        else:
-            path.rename(final)
+        for path in place.glob(f"{_REPLACED}*"):
+            final = checkpoint_path(place, int(path.name.removeprefix(_REPLACED)))
+            if final.exists():
+                shutil.rmtree(path)
+            else:
+                path.rename(final)
 
 
 def adopt_checkpoint(folder: Path, source: Path, best_step: int) -> tuple[Path, Path | None]:
@@ -117,10 +130,10 @@ def adopt_checkpoint(folder: Path, source: Path, best_step: int) -> tuple[Path, 
     if source.parent.resolve() != folder.resolve():
         folder.mkdir(parents=True, exist_ok=True)
         for path in {source, source.with_name(f"step-{best_step}")}:
+            if (table := table_path(source.parent, path.name)).is_dir():  # first: a checkpoint that counts has its own
+                shutil.copytree(table, table_path(folder, path.name), dirs_exist_ok=True)
             if path.is_dir():
                 shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
-            if (table := table_path(source.parent, path.name)).is_dir():
-                shutil.copytree(table, table_path(folder, path.name), dirs_exist_ok=True)
     return checkpoint_path(folder, step), aside
 
 

@@ -111,7 +111,7 @@ class Trainer:
         self.device = next(task.parameters()).device
         self.resident = self.world.agree(lambda: resident_gather(data.store, data.loader, data.gather, self.device))
         if options.compile:
-            compile_layers(task)
+            self.world.agree(lambda: compile_layers(task))  # one node may have no compiler
         self.loss = shared_loss(task, self.world)
         self.graphed = self.graphed_step() if options.cuda_graph else None
         self.optimizer = build_optimizer(task, optimizer)

@@ -11,7 +11,7 @@ import torch
 from models.losses import Drawn
 from pipelines.training.checkpoint import load_checkpoint
 from pipelines.training.distributed import World
-from pipelines.training.sparse import paged_items
+from pipelines.training.sparse import paged_items, torchrec_table
 from tests.pipelines.recipe_runs import ITEMS, close, evaluated, ran, write_recipes
 from tests.pipelines.training.gang import run_gang
 
@@ -77,6 +77,12 @@ def ranking(world: World, folder: Path) -> Any:
     return sharded(world, folder, "ranks", ROWS, recipe="ranking")
 
 
+def without_room(world: World, folder: Path) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torchrec_table, "memory_bytes", lambda: 100)
+        return sharded(world, folder, "no-room")
+
+
 def alone_row_wise(world: World, folder: Path) -> Any:
     return sharded(world, folder, "alone")
 
@@ -114,6 +120,7 @@ TWO = (
     "managed",
     "with_spread_blocks",
     "ranking",
+    "without_room",
 )
 ONE = ("alone_row_wise", "alone_evaluates", "alone_ranking", "alone_from_elsewhere")
 
@@ -183,6 +190,12 @@ def test_table_and_blocks_may_be_spread_at_once(answers: dict[str, list[Any]]) -
     for own in answers["with_spread_blocks"]:
         assert isinstance(own, dict), own
         assert close(own["losses"], alone["losses"], 5e-5)
+
+
+def test_both_processes_say_that_there_is_no_room(answers: dict[str, list[Any]]) -> None:
+    said = "2 embedding.sharding: row_wise: no process has room for its share of the item table on 2 x cpu."
+    first, second = answers["without_room"]
+    assert first == second and first.startswith(said)
 
 
 def test_a_ranking_model_s_table_may_be_spread(answers: dict[str, list[Any]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from pipelines import run_stages
+from models.registry import build_model
+from pipelines import cli, run_stages, stages
 from pipelines.config import load_config
-from pipelines.errors import ConfigError
+from pipelines.errors import ConfigError, RecPodError
 from pipelines.training.distributed import World
-from tests.pipelines.recipe_runs import ran, write_recipes
+from pipelines.training.sparse import trainer as sparse_trainer
+from pipelines.training.sparse.table_files import check_shared
+from tests.pipelines.recipe_runs import as_launched, ran, write_recipes
 from tests.pipelines.training.gang import ROOT, run_gang
 
 pytestmark = pytest.mark.timeout(120)
@@ -54,12 +59,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ([ROWS, "training.cuda_graph=true"], "'training.cuda_graph': rows or sums travel between processes"),
         (["parallel.tensor=2", "training.cuda_graph=true"], "'training.cuda_graph': rows or sums travel"),
         (["embedding.capacity=12"], "embedding.capacity: managed ids are spread by rows"),
+        (["embedding.lr_scale=2"], "embedding.lr_scale: 2.0 changes nothing without embedding.sharding"),
+        ([ROWS, "embedding.eviction=lfu"], "embedding.eviction: lfu changes nothing without embedding.capacity"),
+        ([ROWS, "embedding.eviction_interval=2"], "embedding.eviction_interval: 2 changes nothing without"),
     ],
 )
 def test_what_does_not_go_together_is_refused_when_the_recipe_is_read(folder: Path, sets: list[str], said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(folder / "tiny.yaml", sets)
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("spread", [ROWS, "parallel.tensor=2"])
+def test_one_process_does_not_time_what_is_spread(
+    folder: Path, capsys: pytest.CaptureFixture[str], spread: str
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.main(["estimate", str(folder / "tiny.yaml"), "--measure", "--seconds", "0.1", "--set", spread])
+    assert left.value.code == 2
+    said = f"error: {spread.partition('=')[0]}: --measure times one process that holds the whole model"
+    assert capsys.readouterr().err.strip().startswith(said)
 
 
 def test_a_line_of_a_file_is_named(folder: Path) -> None:
@@ -75,11 +94,39 @@ def test_what_decides_the_weights_is_in_a_run_s_identity(folder: Path) -> None:
 
     plain, rows = identity(), identity(ROWS)
     assert plain == identity("parallel.tensor=2") == identity("loader.deal=tokens", "loader.resident=off")
-    assert plain == identity("embedding.eviction=lfu"), "nothing is evicted from a table that every process holds"
     assert rows != plain and rows == identity("embedding.sharding=table_wise")
     others = {identity(ROWS, more) for more in ("embedding.lr_scale=2.0", "embedding.capacity=12")}
     others |= {identity(ROWS, "embedding.capacity=12", "embedding.eviction=lfu"), identity("loader.deal=attention")}
     assert len(others | {plain, rows}) == 6
+
+
+def test_a_table_that_will_be_spread_never_lies_on_the_device_whole(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its parts do, on the device of the other weights."""
+    made: list[torch.device] = []
+
+    class Table:
+        width = 16
+
+        def __init__(self, rows: int, width: int, options: Any, *, device: torch.device, eps: float) -> None:
+            made.append(device)
+
+        def fill(self, weight: torch.Tensor) -> None:
+            assert weight.device.type == "cpu"
+
+    monkeypatch.setattr(sparse_trainer, "ShardedTable", Table)
+    for sets, where in (([ROWS], "cpu"), ([], "meta")):
+        config = load_config(folder / "tiny.yaml", sets)
+        task = build_model("hstu", 20, config.model_options())
+        names = [name for name, _ in task.named_parameters()]
+        task = stages.on_device(task, config, torch.device("meta"))
+        devices = {name: parameter.device.type for name, parameter in task.named_parameters()}
+        assert list(devices) == names and devices.pop("item_embedding.weight") == where
+        assert set(devices.values()) == {"meta"}
+        if sets:
+            sparse_trainer.ShardedItems(task, config.embedding, config.optimizer)
+    assert made == [torch.device("meta")]
 
 
 # --- what two processes do ---
@@ -114,11 +161,34 @@ def item_outside_of_ranking(world: World, folder: Path) -> Any:
     return ran(world, folder, "half", f"dataset.cache={where}", recipe="ranking")
 
 
+def a_disk_each(world: World, folder: Path) -> Any:
+    """Nodes that share no folder: each would write its part of the table where the other does not look."""
+    as_launched(world)
+    own = folder / f"node-{world.rank if world.rank else 'first'}"
+    own.mkdir()
+    found = []
+    for place in (folder / "shared", own):
+        try:
+            found.append(check_shared(place, world))
+        except RecPodError as error:
+            found.append(f"{error.exit_code} {error.what}. {error.fix}")
+    return [*found, sorted(path.name for path in folder.glob("*/tables/.*"))]
+
+
+def one_compiler(world: World, folder: Path) -> Any:
+    """One node alone has no compiler for ``training.compile``."""
+    with pytest.MonkeyPatch.context() as patch:
+        if world.rank == 1:
+            patch.setattr(shutil, "which", lambda name: None)
+        return ran(world, folder, "compiled", "model=sasrec", "model.hidden=16", "training.compile=true")
+
+
 def one_item_each(world: World, folder: Path) -> Any:
     return ran(world, folder, "single", f"dataset.name={folder}/single.csv")
 
 
 NAMES = ("groups_of_four", "odd_capacity", "unequal_data", "item_outside", "item_outside_of_ranking", "one_item_each")
+NAMES += ("a_disk_each", "one_compiler")
 
 
 @pytest.fixture(scope="module")
@@ -135,12 +205,19 @@ def answers(folder: Path) -> dict[str, list[Any]]:
         ("item_outside", "/items.npy: event 17 is of item 21, the catalogue has items 1 to 20."),
         ("item_outside_of_ranking", "/items.npy: event 3 is of item -1, the catalogue has items 1 to 12."),
         ("one_item_each", "2 "),
+        ("one_compiler", "2 training.compile: torch.compile needs a C++ compiler and finds none."),
     ],
 )
 def test_both_processes_say_the_same_line(answers: dict[str, list[Any]], name: str, said: str) -> None:
     first, second = answers[name]
     assert isinstance(first, str) and first == second and first.startswith("2 ")
     assert said in first and "\n" not in first
+
+
+def test_nodes_must_share_the_folder_of_a_spread_table(answers: dict[str, list[Any]]) -> None:
+    first, second = answers["a_disk_each"]
+    said = "2 not every process sees this folder, into which each writes its part of the item table. "
+    assert first == second == [None, f"{said}set runs to a folder that all nodes share", []]
 
 
 def test_one_item_alone_is_no_sequence(answers: dict[str, list[Any]]) -> None:

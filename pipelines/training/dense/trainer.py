@@ -53,7 +53,7 @@ class ParallelTrainer(Trainer):
         world: World,
         **settings: Any,
     ) -> None:
-        device = next(task.parameters()).device
+        device = next(task.blocks.parameters()).device  # type: ignore[union-attr]  # the table may lie elsewhere
         mesh = process_mesh(parallel, device.type)
         self.tensor, self.largest_norm = mesh["tensor"], options.grad_clip or float("inf")
         settings["work_of"] = None  # it is counted for whole blocks

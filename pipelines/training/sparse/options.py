@@ -15,6 +15,7 @@ from pipelines.errors import ConfigError, MachineError, nearest
 
 SHARDINGS = ("data_parallel", "table_wise", "row_wise", "auto")
 EVICTIONS = ("lru", "lfu", "distance_lfu")
+_OF_IDS = ("eviction", "eviction_interval")  # nobody loses a row that is his
 _EXTRA = "extra hstu: entrypoints/setup.sh --hstu"
 
 
@@ -27,7 +28,8 @@ class EmbeddingOptions:
     the processes and train it by row-wise Adagrad inside the backward pass: ``row_wise`` (rows are dealt to all),
     ``table_wise`` (one process holds it), ``auto`` (TorchRec's planner chooses by room and speed)."""
     lr_scale: float = 1.0
-    """Row-wise Adagrad's learning rate as a multiple of ``optimizer``'s, warm-up and schedule included."""
+    """Row-wise Adagrad's learning rate as a multiple of ``optimizer``'s, warm-up and schedule included. It knows no
+    weight decay: ``optimizer.weight_decay`` is that of the other weights."""
     capacity: int = 0
     """Rows of a table whose ids are not numbered in advance; an id gets a row when it comes up and loses it again to
     others. 0: one row an item."""
@@ -52,6 +54,18 @@ class EmbeddingOptions:
         if self.capacity and self.sharding not in ("row_wise", "auto"):
             fix = "set embedding.sharding: row_wise"
             raise ConfigError("managed ids are spread by rows", where="embedding.capacity", fix=fix)
+        self._check_used()
+
+    def _check_used(self) -> None:
+        """Refuse what would change nothing."""
+        lone = (
+            ("lr_scale", self.sharded, "sharding: row_wise"),
+            *((key, self.capacity, "capacity") for key in _OF_IDS),
+        )
+        for key, used, need in lone:
+            if not used and getattr(self, key) != getattr(EmbeddingOptions, key):
+                what = f"{getattr(self, key)} changes nothing without embedding.{need.partition(':')[0]}"
+                raise ConfigError(what, where=f"embedding.{key}", fix=f"set embedding.{need}, or leave it away")
 
     @property
     def sharded(self) -> bool:

@@ -11,6 +11,7 @@ Row-wise Adagrad keeps one number a row, the sum over updates of the mean square
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import warnings
 from collections.abc import Callable, Iterator
@@ -161,17 +162,20 @@ def _distribute(module: nn.Module, sharder: Any, options: EmbeddingOptions, devi
     with warnings.catch_warnings():  # advice for the planner's authors
         warnings.simplefilter("ignore")
         planner = EmbeddingShardingPlanner(topology=topology, constraints={NAME: constraint})
-    try:
-        plan = planner.collective_plan(module, [sharder], group)
-    except PlannerError as error:
+    plan: list[Any] = [None]
+    if dist.get_rank() == 0:  # the planner's own exchange would leave the others waiting where there is no plan
+        with contextlib.suppress(PlannerError):
+            plan = [planner.plan(module, [sharder])]
+    dist.broadcast_object_list(plan, src=0, group=group)
+    if plan[0] is None:
         what = f"no process has room for its share of the item table on {world} x {device.type}"
         fix = "use more processes, embedding.sharding: row_wise or a smaller model"
-        raise MachineError(what, where=f"embedding.sharding: {options.sharding}", fix=fix) from error
+        raise MachineError(what, where=f"embedding.sharding: {options.sharding}", fix=fix)
     return DistributedModelParallel(
         module,
         env=ShardingEnv.from_process_group(group),
         device=device,
-        plan=plan,
+        plan=plan[0],
         sharders=[sharder],
         init_data_parallel=False,
     )

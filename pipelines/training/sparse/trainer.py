@@ -18,7 +18,7 @@ from pipelines.training.optimizers import OptimizerOptions, learning_rate
 from pipelines.training.sparse.managed_table import ManagedTable
 from pipelines.training.sparse.options import EmbeddingOptions
 from pipelines.training.sparse.paged_items import PagedLoss, Task, item_table, shard_items
-from pipelines.training.sparse.table_files import load_table, prune_tables, save_table
+from pipelines.training.sparse.table_files import check_shared, load_table, prune_tables, save_table
 from pipelines.training.sparse.torchrec_table import ShardedTable
 from pipelines.training.trainer import Trainer
 
@@ -27,16 +27,16 @@ class ShardedItems:
     """A task's item table, moved out of it and spread over the processes; collective, as are its methods.
 
     Args:
-        task: with its table, which moves out of it.
+        task: on its device, with its table, which moves out of it and may lie in main memory.
         embedding: how the table is spread.
         optimizer: of the dense layers.
     """
 
     def __init__(self, task: Task, embedding: EmbeddingOptions, optimizer: OptimizerOptions) -> None:
         weight = item_table(task)
-        rows, width = weight.shape
+        (rows, width), device = weight.shape, next(p for p in task.parameters() if p is not weight).device
         kind = ManagedTable if embedding.capacity else ShardedTable
-        self.table = kind(rows, width, embedding, device=weight.device, eps=optimizer.eps)
+        self.table = kind(rows, width, embedding, device=device, eps=optimizer.eps)
         self.place = shard_items(task, self.table)
 
     def copy(self) -> None:
@@ -76,6 +76,7 @@ class ShardedTrainer(Trainer):
         self.items = ShardedItems(task, embedding, optimizer)
         self.table = self.items.table
         super().__init__(task, *arguments, optimizer=optimizer, **settings)
+        check_shared(self.checkpoints, self.world)
         loss: Any = getattr(self.loss, "module", self.loss)
         loss.__class__ = PagedLoss  # what DDP has wrapped stays the same object
         self.paged: PagedLoss = loss

@@ -143,6 +143,9 @@ def test_our_models_run_inside_it_and_are_told_the_time(capsys: pytest.CaptureFi
         ("FPMC", ("--set", "model.name=tisasrec"), "'model.name' is not used with --engine recbole. set engine.model"),
         ("FPMC", ("--set", "model.hidden=8"), "'model.hidden' is not used with --engine recbole. set RecBole's key in"),
         ("FPMC", ("--set", "optimizer.name=adamw"), "--set optimizer.name=adamw: 'optimizer.name' is not used with"),
+        ("FPMC", ("--set", "training.cuda_graph=true"), "'training.cuda_graph' is not used with --engine recbole. set"),
+        ("FPMC", ("--set", "training.compile=true"), "'training.compile' is not used with --engine recbole"),
+        ("FPMC", ("--set", "training.max_steps=3"), "'training.max_steps' is not used with --engine recbole"),
         ("SASRec", ("--set", "engine.options.hidden_sizee=8"), "option 'hidden_sizee'. did you mean 'hidden_size'?"),
         ("GRU4Rec", ("--set", "engine.options.n_heads=2"), "RecBole nor its GRU4Rec has an option 'n_heads'"),
         (
@@ -182,18 +185,21 @@ def test_what_the_recipe_says_and_recbole_does_not_use_is_named_and_not_recorded
     capsys: pytest.CaptureFixture[str], recipe: Path
 ) -> None:
     """The shipped recipes name our model: they run, and one line says so; histories may be longer than it takes."""
-    recipe.write_text(recipe.read_text() + "optimizer: {lr: 0.5, warmup_steps: 3}\n")
+    text = recipe.read_text().replace("patience: 3", "patience: 3, compile: true")
+    recipe.write_text(text + "optimizer: {lr: 0.5, warmup_steps: 3}\n")
     more = ("--set", "training.epochs=1", "--set", "loader.max_length=12")
     code, out, err = recbole(capsys, recipe, "FPMC", *more)
     assert code == 0, err
     said = [line for line in out.splitlines() if "not used with --engine recbole" in line]
     parts = "model (sasrec), optimizer.lr, optimizer.warmup_steps, loader.windows, loader.rows_per_batch"
+    parts += ", training.compile"
     used = "used instead: engine.model (FPMC), engine.options"
     assert said == [f"not used with --engine recbole: {parts}; {used}"]
     folder = recipe.parent / "runs" / "tiny-recbole-FPMC"
     written = yaml.safe_load((folder / "config.yaml").read_text())
     assert not {"model", "optimizer"} & written.keys()
     assert written["loader"] == {"max_length": 12, "tokens_per_batch": 16384}
+    assert set(written["training"]) == {"epochs", "patience", "eval_every", "select", "keep"}
     assert json.loads((folder / "metrics.json").read_text())["model"]["name"] == "FPMC"
     assert "FPMC on " in (folder / "report.html").read_text()
     # The run's own configuration and another model of ours below it mean the same run: nothing is left to do.
