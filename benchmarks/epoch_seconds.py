@@ -19,13 +19,12 @@ from pathlib import Path
 import torch
 
 from benchmarks.plain_trainer import plain_trainer
+from benchmarks.recipe_data import recipe_data
 from benchmarks.result_file import RESULTS, write_result
-from benchmarks.synthetic_store import synthetic_store
 from benchmarks.train_speed import kernels
 from pipelines import stages
-from pipelines.config import RunConfig, load_config
+from pipelines.config import RunConfig
 from pipelines.data.loader import cut_windows, training_batches
-from pipelines.data.splits import make_split
 from pipelines.training.trainer import Trainer, TrainingData
 
 
@@ -110,16 +109,6 @@ def report(bench: Bench, found: dict[str, list[float]], command: str, folder: Pa
     )
 
 
-def prepare(recipe: str, options: argparse.Namespace, work: Path) -> tuple[RunConfig, stages.Prepared]:
-    """The recipe and its data; with ``--synthetic`` a small made-up store."""
-    config = load_config(recipe, ["device=cpu", *options.sets])
-    if not options.synthetic:
-        return config, stages.prepare(config)
-    store = synthetic_store(work / "store", share=0.01)
-    protocol = stages.protocol_of(config)
-    return config, stages.Prepared(store, make_split(store, protocol.split), protocol)
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -136,7 +125,9 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     for place, recipe in enumerate(options.recipes):
         with tempfile.TemporaryDirectory(prefix="epoch-seconds-") as work:
-            bench = Bench(*prepare(recipe, options, Path(work)), Path(work))
+            sets = ["device=cpu", *options.sets]
+            data = recipe_data(recipe, sets, synthetic=options.synthetic, work=Path(work))
+            bench = Bench(*data, Path(work))
             found = {"ours": bench.seconds(None, options.epochs)}
             if place == 0 and not options.no_torch_epoch:
                 found["ours, torch path"] = bench.seconds("torch", 1)

@@ -34,17 +34,16 @@ from torch.nn import functional
 
 from benchmarks.plain_trainer import plain_trainer
 from benchmarks.published_formulation import PublishedSS4Rec, prefixes
+from benchmarks.recipe_data import recipe_data
 from benchmarks.result_file import RESULTS, write_result
 from benchmarks.step_floor import floor, floor_line, machine_speeds, step_work
-from benchmarks.synthetic_store import synthetic_store
 from models.batch import SequenceBatch
 from models.kernels.paths import VARIABLE
 from models.ss4rec import SS4Rec
 from models.tasks import LossOutput
 from pipelines import stages
-from pipelines.config import RunConfig, load_config
+from pipelines.config import RunConfig
 from pipelines.data.loader import cut_windows, training_batches
-from pipelines.data.splits import make_split
 from pipelines.training.optimizers import build_optimizer
 from pipelines.training.trainer import Trainer, TrainingData
 
@@ -226,16 +225,6 @@ PEERS = {
 }
 
 
-def prepare(options: argparse.Namespace, work: Path) -> tuple[RunConfig, stages.Prepared]:
-    """The recipe and its data; with ``--synthetic`` a small made-up store."""
-    config = load_config("ml1m", [f"dataset.name={options.dataset}", *options.sets])
-    if not options.synthetic:
-        return config, stages.prepare(config)
-    store = synthetic_store(work / "store", share=0.01)
-    protocol = stages.protocol_of(config)
-    return config, stages.Prepared(store, make_split(store, protocol.split), protocol)
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -250,7 +239,8 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     command = f"RECPOD_MIRROR=$RECPOD_MIRROR python -m benchmarks.train_speed --dataset {options.dataset}"
     with tempfile.TemporaryDirectory(prefix="train-speed-") as work:
-        config, prepared = prepare(options, Path(work))
+        sets = [f"dataset.name={options.dataset}", *options.sets]
+        config, prepared = recipe_data("ml1m", sets, synthetic=options.synthetic, work=Path(work))
         bench = Bench(config, prepared, Path(work))
         speeds = measure_speed(bench, options.rounds, tuple(options.published_rows))
         report_speed(bench, speeds, command + (" --synthetic" if options.synthetic else ""), options.out)

@@ -7,6 +7,7 @@ items: who trains is a draw, and lengths of histories are supposed as in :mod:`p
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -14,7 +15,6 @@ from models.ranking import RankingData
 from pipelines import ranking_stages
 from pipelines.config import RunConfig
 from pipelines.data.datasets import DatasetSpec
-from pipelines.data.loader import epoch_batches
 from pipelines.data.prepare import PrepareOptions
 from pipelines.data.ranking_loader import ranking_windows
 from pipelines.data.store import SequenceStore
@@ -22,7 +22,7 @@ from pipelines.data.user_features import USER_ID
 from pipelines.errors import ConfigError
 from pipelines.estimate.lengths import Lengths
 from pipelines.estimate.ranking_layers import shape_of
-from pipelines.estimate.volume import Volume
+from pipelines.estimate.volume import Volume, volume_of_windows
 from pipelines.evaluation.ranking_protocols import RankingProtocol, get_ranking_protocol
 
 TRAIN, VALID = 0.8, 0.1  # of the users, where users are split
@@ -48,24 +48,11 @@ def ranking_from_store(config: RunConfig, store: SequenceStore) -> Volume:
     lengths = windows.lengths
     total = int(lengths.sum())
     targets = int(np.minimum(lengths, candidates).sum()) if candidates else total
-    rows = min(loader.rows_per_batch, len(lengths))
-    heaviest = int(np.partition(lengths, len(lengths) - rows)[-rows:].sum())
-    longest = int(lengths.max())
-    return Volume(
-        source=f"the prepared store {store.path.name}",
-        exact=True,
-        users=store.num_users,
-        items=store.num_items,
-        events=store.num_events,
-        windows=len(lengths),
+    return replace(
+        volume_of_windows(config, store, windows),
         targets=targets,
-        batches=len(epoch_batches(windows, loader, seed=config.seed, epoch=0)),
-        longest=longest,
-        shared_length=float((lengths.astype(np.float64) ** 2).sum() / total),
-        largest_batch=heaviest if loader.batch == "rows" else min(total, loader.tokens_per_batch + longest - 1),
         queries=len(split.valid),
         query_tokens=int(ranking_windows(store, split.valid, loader.max_length, protocol.asked).lengths.sum()),
-        seen=0,
         ranking=shape_of(data, total / len(lengths), targets / total),
     )
 

@@ -15,7 +15,7 @@ Ranking models go through events, of which those that are asked about are target
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from pipelines import stages
 from pipelines.config import RunConfig
 from pipelines.data.dataset_store import input_key
 from pipelines.data.datasets import DatasetSpec, data_folder, load_dataset_spec
-from pipelines.data.loader import LoaderOptions, cut_windows, epoch_batches
+from pipelines.data.loader import LoaderOptions, Windows, cut_windows, epoch_batches
 from pipelines.data.splits import Queries, make_split
 from pipelines.data.store import SequenceStore, read_manifest
 from pipelines.errors import ConfigError, DataError
@@ -122,12 +122,21 @@ def from_store(config: RunConfig, store: SequenceStore) -> Volume:
         return ranking_from_store(config, store)
     loader, protocol = config.loader, stages.protocol_of(config)
     split = make_split(store, protocol.split)
-    windows = cut_windows(store, split.train, loader.max_length, loader.windows)
-    lengths = windows.lengths
+    asked = cut_windows(store, split.valid, loader.max_length)
+    return replace(
+        volume_of_windows(config, store, cut_windows(store, split.train, loader.max_length, loader.windows)),
+        queries=len(split.valid),
+        query_tokens=int(asked.lengths.sum()),
+        seen=_history_events(store, split.valid),
+    )
+
+
+def volume_of_windows(config: RunConfig, store: SequenceStore, windows: Windows) -> Volume:
+    """What training on ``windows`` takes, each event of them a target; nothing is asked."""
+    loader, lengths = config.loader, windows.lengths
     longest, total = int(lengths.max()), int(lengths.sum())
     rows = min(loader.rows_per_batch, len(lengths))
     heaviest = int(np.partition(lengths, len(lengths) - rows)[-rows:].sum())
-    asked = cut_windows(store, split.valid, loader.max_length)
     return Volume(
         source=f"the prepared store {store.path.name}",
         exact=True,
@@ -140,9 +149,9 @@ def from_store(config: RunConfig, store: SequenceStore) -> Volume:
         longest=longest,
         shared_length=float((lengths.astype(np.float64) ** 2).sum() / total),
         largest_batch=heaviest if loader.batch == "rows" else min(total, loader.tokens_per_batch + longest - 1),
-        queries=len(split.valid),
-        query_tokens=int(asked.lengths.sum()),
-        seen=_history_events(store, split.valid),
+        queries=0,
+        query_tokens=0,
+        seen=0,
     )
 
 

@@ -135,7 +135,7 @@ def test_train_speed_writes_its_results(tmp_path: Path) -> None:
 
 
 def test_an_epoch_of_each_recipe_is_timed_and_of_the_first_one_without_numba(tmp_path: Path) -> None:
-    sets = ["--set", "loader.max_length=16", "--set", "loader.rows_per_batch=32"]
+    sets = ["--set", "loader.max_length=8", "--set", "loader.rows_per_batch=512", "--set", "model.hidden=16"]
     epoch_seconds.main(["ml1m", "hstu-ml1m", "--synthetic", "--epochs", "2", "--out", str(tmp_path), *sets])
     found = results(tmp_path)
     assert {name: list(one["runs"]["seconds"]) for name, one in found.items()} == {
