@@ -150,13 +150,18 @@ def _check_seeds(side: Sequence[Path], cards: Mapping[Path, Mapping[str, Any]]) 
             raise RunError(what, where=str(path), fix="give one configuration's seeds on each side")
     seeds = [seed for path in side for seed in cards[path].get("seeds", [])]
     for path, model in zip(side, models, strict=True):
-        both = model.keys() & models[0].keys()  # an option that came later is not in older runs
-        unlike = [key for key in both if model[key] != models[0][key]]
-        if unlike or cards[path].get("query_time") != cards[side[0]].get("query_time"):
+        if not _alike(model, models[0]) or cards[path].get("query_time") != cards[side[0]].get("query_time"):
             what = f"this is another model, or another configuration of it, than {side[0].name}"
             raise RunError(what, where=str(path), fix="give one model's seeds on each side")
     if len(side) > 1 and len(set(seeds)) < len(side):
         raise RunError(f"the seeds of one side are {seeds}: each may count once", where=str(side[0]))
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether what both say is equal; an option that came later is not in older runs."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return all(_alike(one[key], other[key]) for key in one.keys() & other.keys())
+    return bool(one == other)
 
 
 def _of_all(cards: Sequence[Mapping[str, Any]], field: str) -> Any:

@@ -210,6 +210,10 @@ def test_seeds_of_one_side_are_of_one_configuration(tmp_path: Path) -> None:
             compare_runs([one, other], two)
     (lr / "config.yaml").unlink()  # then the model alone can tell
     assert compare_runs([one, lr], two).queries == 400
+    older = json.loads((lr / "metrics.json").read_text())
+    del older["model"]["loss"]["chunk"]  # an option that was not there when it ran
+    (lr / "metrics.json").write_text(json.dumps(older))
+    assert compare_runs([one, lr], two).queries == 400
     (lr / "metrics.json").write_text((lr / "metrics.json").read_text().replace('"hidden": ', '"hidden": 1'))
     with pytest.raises(RunError, match="run-3: this is another model"):
         compare_runs([one, lr], two)
