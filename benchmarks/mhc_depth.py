@@ -147,9 +147,8 @@ def _trained(config: RunConfig, folder: RunFolder, console: Console) -> dict[str
     fresh = stages.build_task(config, prepared)
     found: dict[str, Any] = {"parameters": sum(p.numel() for p in fresh.parameters()), "before": probe(fresh, batch)}
     try:
-        with session(config, RunChoices(preflight=False), console) as here:
-            task, state = here.train()
-            assert isinstance(task, Retrieval)
+        with session(config, RunChoices(preflight=False), console) as (prepared, here):
+            task, state = stages.train(config, prepared, here)
     except RunError as error:
         if "is nan at step" not in str(error) and "is inf at step" not in str(error):
             raise

@@ -1,10 +1,21 @@
-"""Stores in memory, for what comes after the store."""
+"""Stores in memory, for what comes after the store; no test leaves a process group to the next."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
 
 from pipelines.data.store import SequenceStore
+
+
+@pytest.fixture(autouse=True)
+def alone() -> Iterator[None]:
+    """A run in one process that spreads its table makes a group of one (TorchRec wants it), which lasts as long as it."""
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def memory_store(lengths: list[int], num_items: int = 20, seed: int = 0) -> SequenceStore:
