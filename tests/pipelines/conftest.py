@@ -12,7 +12,7 @@ from pipelines.data.store import SequenceStore
 
 @pytest.fixture(autouse=True)
 def alone() -> Iterator[None]:
-    """A run in one process that spreads its table makes a group of one (TorchRec wants it), which lasts as long as it."""
+    """A run in one process that spreads its table makes a group of one, as TorchRec wants it, and leaves it there."""
     yield
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
