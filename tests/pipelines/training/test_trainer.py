@@ -230,8 +230,8 @@ def test_an_explosion_is_counted_across_epochs(tmp_path: Path) -> None:
 
 def test_a_budget_ends_the_run_with_a_checkpoint(tmp_path: Path) -> None:
     run = trainer(tmp_path, epochs=10**6)
-    run.guards.options = GuardOptions(max_hours=1e-6)  # type: ignore[misc]
-    assert run.run().finished == "max_hours 1e-06 reached"
+    run.guards.options = GuardOptions(max_hours=1e-12)  # type: ignore[misc]
+    assert run.run().finished == "max_hours 1e-12 reached"
     assert checkpoint_steps(tmp_path) == [run.state.step]
     with pytest.raises(RunError, match="before its first validation"):
         load_best(run.task, tmp_path, run.state)
