@@ -89,6 +89,13 @@ CLAIMS = {
         ".2164, the best)",
         _recipe("hstu-ml1m"),
     ),
+    ("hstu-large-ml1m", "aware"): Claim(
+        "hstu-large-ml1m-aware",
+        0.3294,
+        0.1893,
+        "HSTU of 8 layers as its authors report it (HSTU-large in RecTools: HR@10 .3642, NDCG@10 .2164, the best)",
+        _recipe("hstu-large-ml1m"),
+    ),
     ("hstu-ml1m-blind", "blind"): Claim(
         "hstu-ml1m-blind",
         0.3023,
