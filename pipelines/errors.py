@@ -48,4 +48,4 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     """`` (did you mean 'x'?)`` with the closest valid name, else the list of valid names."""
     names = sorted(valid)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"did you mean '{close[0]}'?" if close else f"valid: {', '.join(names)}"
+    return f"did you mean '{close[0]}'?" if close else f"valid: {', '.join(names) or 'none'}"

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 CODE = ("models", "pipelines", "benchmarks", "docker")
@@ -192,3 +193,8 @@ def test_no_file_knows_a_path_of_one_machine() -> None:
     assert len(texts) > 20
     found = [path for path in texts if private.search(path.read_text(encoding="utf-8", errors="replace"))]
     assert found == []
+
+
+def test_no_example_is_timed() -> None:
+    """A busy machine would fail what is right: tests/conftest.py."""
+    assert settings.default is not None and settings.default.deadline is None

@@ -45,8 +45,9 @@ class LossOptions:
     calibration: float = 0.75
     """gbce's t, 0 to 1: 0 is bce, 1 gives probabilities that are not inflated by sampling."""
     exclude_seen: bool = False
-    """softmax: what a user has seen is no candidate, as where evaluation masks it; the model then spends nothing on
-    telling seen items from unseen ones. For data in which users do not come back to an item."""
+    """softmax: what a user has seen in the row, at most ``loader.max_length`` events, is no candidate, as where
+    evaluation masks it (there the whole history); the model then spends nothing on telling seen items from unseen ones.
+    For data in which users do not come back to an item."""
     precision: Precision = "auto"
     """Of the matrix products: ``float32``, ``bfloat16``, or ``auto``: bfloat16 where the machine multiplies it in
     hardware. Not used where every token has negatives of its own."""

@@ -26,7 +26,8 @@ from pipelines.compat.sasrec_processes import (
     test_distributed,
     wanted_processes,
 )
-from pipelines.config import RunConfig, build_config
+from pipelines.compat.written import checked_recipe
+from pipelines.config import RunConfig
 from pipelines.data.formats import detect_format
 from pipelines.data.formats.raw import RawFile
 from pipelines.errors import ConfigError, RecPodError
@@ -77,7 +78,7 @@ def _main(arguments: Sequence[str]) -> int:
         from pipelines.compat.sasrec_start import adapt
 
         notes += adapt(command, layers)
-    config = build_config(layers)
+    config = checked_recipe(layers)
     _check_columns(config)
     if _rank() == 0:
         for note in notes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 import time
@@ -26,6 +27,12 @@ def stamps(checkout: Checkout) -> dict[str, float]:
     return {path.name: path.stat().st_mtime_ns for path in (checkout.venv / ".recpod").iterdir()}
 
 
+def processor_time() -> float:
+    """Seconds that the commands so far have worked; unlike the clock's, a busy machine adds none."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def test_made_once_then_left_alone_then_extended(checkout: Checkout) -> None:
     made = checkout.run()
     assert made.returncode == 0, made.stderr
@@ -34,10 +41,10 @@ def test_made_once_then_left_alone_then_extended(checkout: Checkout) -> None:
     assert not checkout.imports("test_package")
     assert not checkout.imports("hstu_package")
 
-    before, begin = stamps(checkout), time.perf_counter()
+    before, begin = stamps(checkout), processor_time()
     again = checkout.run()
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
-    assert time.perf_counter() - begin < 1
+    assert processor_time() - begin < 1
     assert stamps(checkout) == before
 
     tested = checkout.run("--test")

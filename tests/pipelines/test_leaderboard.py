@@ -289,7 +289,7 @@ def test_the_verb_runs_processes_and_a_signal_stops_them_saved(recipes: list[str
         assert time.monotonic() < deadline and long.poll() is None
         time.sleep(0.1)
     long.send_signal(signal.SIGTERM)
-    assert long.wait(timeout=30) == 75 and not list((tmp_path / "board").glob("*.json"))
+    assert long.wait(timeout=60) == 75 and not list((tmp_path / "board").glob("*.json"))
     epochs = json.loads(events.read_text().splitlines()[-1])["epoch"]
     done = subprocess.run([*command, f"training.epochs={epochs + 1}"], cwd=tmp_path, env=environment, check=False)
     assert done.returncode == 0 and [one["seed"] for one in read_records(tmp_path / "board")] == [1]

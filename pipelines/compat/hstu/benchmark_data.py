@@ -24,7 +24,7 @@ from pipelines.compat.hstu.translation import Translation
 from pipelines.data.datasets import data_folder
 from pipelines.data.synthetic import Description, Distribution
 from pipelines.data.user_features import USER_ID
-from pipelines.errors import ConfigError
+from pipelines.errors import ConfigError, nearest
 from pipelines.run_folder import write_text
 
 Table = EmbeddingArgs | DynamicEmbeddingArgs
@@ -37,9 +37,10 @@ def describe_benchmark(
     """Write the dataset and put it into the recipe; the longest history, candidates apart.
 
     Raises:
-        ConfigError: features, tables and distributions that do not fit each other.
+        ConfigError: features, tables and distributions that do not fit each other, ids outside a table among them.
     """
-    tables = {name: table for table in data.embedding_args for name in table.feature_names}
+    tables = _tables(made, data)
+    _check_distributions(made, data)
     item = _feature(made, data, data.item_feature_name, "item_feature_name")
     if data.num_generated_batches < 1:
         made.refuse(data, "num_generated_batches", "it is less than 1")
@@ -64,6 +65,34 @@ def describe_benchmark(
         made.refuse(data, "max_num_candidates", "no item is left for the history")
     made.put("loader.max_length", history, item, "max_sequence_length")
     return history
+
+
+def _tables(made: Translation, data: BenchmarkDatasetArgs) -> dict[str, Table]:
+    """The table of each feature.
+
+    Raises:
+        ConfigError: two tables claim one feature.
+    """
+    tables: dict[str, Table] = {}
+    for table in data.embedding_args:
+        for name in table.feature_names:
+            if tables.setdefault(name, table) is not table:
+                made.refuse(table, "feature_names", f"another table has the feature '{name}' already")
+    return tables
+
+
+def _check_distributions(made: Translation, data: BenchmarkDatasetArgs) -> None:
+    """Refuse a distribution of values that no feature would be drawn from.
+
+    Raises:
+        ConfigError: it is of a feature that its FeatureArgs does not have.
+    """
+    for feature in data.feature_args:
+        for name in feature.value_dists or {}:
+            if name not in feature.feature_names:
+                where = made.file.origin(feature, "value_dists")
+                what = f"there is no feature '{name}' in feature_names"
+                raise ConfigError(what, where=where, fix=nearest(name, feature.feature_names))
 
 
 def _put_table(made: Translation, table: Table, described: Description) -> None:
@@ -130,6 +159,7 @@ def _actions(made: Translation, data: BenchmarkDatasetArgs, tables: dict[str, Ta
     feature = _feature(made, data, name, "action_feature_name")
     given = (feature.value_dists or {}).get(name)
     if given is not None:
+        _check_below(made, given, high, f"the {outputs} outputs of the head tell {high} actions apart")
         return _distribution(made, given, high)
     made.note(data, "action_feature_name", f"actions are drawn below {high}; an event's action is its label too")
     return Distribution("uniform", high=high)
@@ -182,7 +212,19 @@ def _values(
     given = (feature.value_dists or {}).get(name)
     if given is None:
         return Distribution("uniform", high=rows)
+    if isinstance(table, EmbeddingArgs):
+        _check_below(made, given, rows, f"the table of '{name}' has {rows:,} rows, and no id lies outside it")
     return _distribution(made, given, rows if isinstance(table, EmbeddingArgs) else None)
+
+
+def _check_below(made: Translation, given: RandomDistribution, rows: int, why: str) -> None:
+    """Refuse a distribution that reaches beyond ``rows``.
+
+    Raises:
+        ConfigError: with file, line and field.
+    """
+    if given.high is not None and given.high > rows:
+        made.refuse(given, "high", why, fix=f"write at most {rows}")
 
 
 def _distribution(made: Translation, given: RandomDistribution, below: int | None) -> Distribution:

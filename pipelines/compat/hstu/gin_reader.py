@@ -179,7 +179,7 @@ def _bindings(path: Path, above: tuple[Path, ...]) -> Iterator[tuple[str, str, s
     if path in above:
         raise ConfigError(f"files include each other in a ring: {' -> '.join(map(str, (*above, path)))}")
     try:
-        with open(path, encoding="utf-8") as stream:
+        with open(path, encoding="utf-8-sig") as stream:  # Windows editors put a mark in front
             for statement in open_parser(stream, _Reference, _Macro):
                 where = f"{path}:{statement.location.line_num}"
                 if isinstance(statement, BindingStatement):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pipelines.compat.hstu.gin_classes import BenchmarkDatasetArgs, DatasetArgs, NetworkArgs, RankingArgs
 from pipelines.compat.hstu.translation import Translation
+from pipelines.data.datasets import load_dataset_spec
 
 ACTION_BITS = 8
 """Of an event of KuaiRand."""
@@ -53,8 +54,25 @@ def _put_head(made: Translation, task: RankingArgs, data: DatasetArgs | Benchmar
             made.refuse(task, name, f"an event of KuaiRand has {ACTION_BITS} labels, each yes or no")
         if task.num_tasks == 1:  # older versions of the scripts had no such field
             made.note(task, "num_tasks", f"taken for {ACTION_BITS}: an event of KuaiRand has so many labels")
+    elif isinstance(data, DatasetArgs):
+        _check_ratings(made, task, data)
     elif task.num_tasks not in (1, width):
         what = f"the head has {width} outputs: one a task, or one task of {width} classes"
         made.refuse(task, "num_tasks", what, fix=f"write {width} or 1")
     keys = {"prediction_head_arch": "head", "prediction_head_act_type": "head_activation"}
     made.put_all(task, {name: f"model.{key}" for name, key in {**keys, "prediction_head_bias": "head_bias"}.items()})
+
+
+def _check_ratings(made: Translation, task: RankingArgs, data: DatasetArgs) -> None:
+    """An event of MovieLens has one label, its rating, which is one of several classes.
+
+    Raises:
+        ConfigError: the head is made for another number of classes, or for several labels.
+    """
+    classes = len(load_dataset_spec(f"{data.dataset_name}-context").prepare.rating_levels)
+    if task.prediction_head_arch[-1] != classes:
+        what = f"a rating of {data.dataset_name} is one of {classes} classes"
+        made.refuse(task, "prediction_head_arch", what, fix=f"end it with {classes}")
+    if task.num_tasks != 1:
+        what = f"an event of {data.dataset_name} has one label, its rating"
+        made.refuse(task, "num_tasks", what, fix="write 1")

@@ -24,7 +24,8 @@ from pipelines.compat.hstu.gin_reader import GinFile, read_gin
 from pipelines.compat.hstu.ranking import put_ranking
 from pipelines.compat.hstu.retrieval import put_retrieval
 from pipelines.compat.hstu.translation import Translation
-from pipelines.config import RunConfig, build_config
+from pipelines.compat.written import checked_recipe
+from pipelines.config import RunConfig
 from pipelines.config_files import Layered, parse_override
 from pipelines.errors import ConfigError
 from pipelines.training.distributed import this_world
@@ -89,13 +90,7 @@ def to_config(made: Translation) -> RunConfig:
     Raises:
         ConfigError: see above.
     """
-    try:
-        return build_config(made.layers)
-    except ConfigError as error:
-        origin = made.layers.origins.get(tuple((error.where or "").split(".")))
-        if origin is None:
-            raise
-        raise ConfigError(error.what, where=origin, fix=error.fix) from error
+    return checked_recipe(made.layers)
 
 
 def load_gin(path: Path, overrides: Sequence[str] = (), extra: Layered | None = None) -> RunConfig:
@@ -152,6 +147,8 @@ def _put_trainer(made: Translation, trainer: TrainerArgs, replicas: int) -> None
     if not trainer.eval_interval:
         made.put("training.eval_every", epochs, trainer, "eval_interval")
     if trainer.max_eval_iters is not None:
+        if trainer.max_eval_iters < 0:
+            made.refuse(trainer, "max_eval_iters", "it is negative")
         asked = trainer.max_eval_iters * trainer.eval_batch_size * replicas
         made.put("training.valid_queries", asked, trainer, "max_eval_iters")
     if trainer.profile:

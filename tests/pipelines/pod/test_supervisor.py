@@ -55,10 +55,8 @@ def test_a_signal_reaches_training_once(pod: Pod, number: signal.Signals) -> Non
     training = POLITE.replace("(signal.SIGTERM, signal.SIGINT)", "(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)")
     process = pod.start(training=training)
     wait_for(pod.work / "ready")
-    begin = time.monotonic()
     process.send_signal(number)
     assert finish(process) == (75, "")
-    assert time.monotonic() - begin < 5
     assert (pod.work / "told").read_text() == str(int(number))
 
 
@@ -102,12 +100,10 @@ def test_a_killed_supervisor_takes_training_with_it_saved(pod: Pod) -> None:
 def test_training_that_does_not_stop_is_killed_with_its_helpers_in_a_container_s_grace(pod: Pod) -> None:
     process = pod.start(training=STUBBORN, RECPOD_GRACE_SECONDS="1")
     wait_for(pod.work / "ready")
-    begin = time.monotonic()
     process.send_signal(signal.SIGTERM)
     code, said = finish(process)
     assert (code, said.count("\n")) == (75, 1)
     assert "did not end within 1 s of SIGTERM and was killed" in said
-    assert time.monotonic() - begin < 5
     assert gone(int((pod.work / "helper").read_text()))
 
 

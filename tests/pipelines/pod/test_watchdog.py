@@ -14,6 +14,7 @@ from pipelines.pod.watchdog import GpuProbe, SignsOfLife, family, process_table,
 from tests.pipelines.pod.conftest import STUBBORN, Pod, Server, gone, wait_for
 
 IDLE = ("--idle-minutes", "0.02")  # 1.2 s
+PATIENT = ("--idle-minutes", "0.06")  # 3.6 s, which no busy machine takes to let a process of ours have its turn
 MOVING = {
     "processor": "while time.monotonic() < end: sum(range(10000))",
     "a child's processor": (
@@ -31,7 +32,7 @@ def test_a_run_in_which_nothing_moves_is_stopped(pod: Pod, server: Server) -> No
     begin = time.monotonic()
     _, said = process.communicate(timeout=30)
     assert process.returncode == 75
-    assert 1.2 < time.monotonic() - begin < 15
+    assert time.monotonic() - begin > 1.2
     assert said.startswith("stopped by the supervisor: idle: nothing has moved for 0.02")
     assert any("was stopped: idle" in text for text in server.messages())
 
@@ -39,15 +40,15 @@ def test_a_run_in_which_nothing_moves_is_stopped(pod: Pod, server: Server) -> No
 @pytest.mark.parametrize("sign", MOVING)
 def test_every_sign_of_life_counts(pod: Pod, sign: str) -> None:
     (pod.work / "runs" / "x").mkdir(parents=True)
-    done = pod.run(*IDLE, training=f"end = time.monotonic() + 2.6\n{MOVING[sign]}")
+    done = pod.run(*PATIENT, training=f"end = time.monotonic() + 6\n{MOVING[sign]}")
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_gpu_at_work_counts(pod: Pod) -> None:
     busy, idle = (pod.gpu(driver="570.86.15", busy=value) for value in (0, 0))
-    assert pod.run(*IDLE, training="time.sleep(3)", PATH=idle).returncode == 75
+    assert pod.run(*IDLE, training="time.sleep(40)", PATH=idle).returncode == 75
     busy = pod.gpu(driver="570.86.15", busy=7)
-    assert pod.run(*IDLE, training="time.sleep(3)", PATH=busy).returncode == 0
+    assert pod.run(*PATIENT, training="time.sleep(6)", PATH=busy).returncode == 0
 
 
 def test_a_tracker_s_files_do_not_count(pod: Pod) -> None:
@@ -60,7 +61,7 @@ def test_a_tracker_s_files_do_not_count(pod: Pod) -> None:
 def test_other_runs_on_the_volume_do_not_count(pod: Pod) -> None:
     """Another pod trains there."""
     (pod.work / "runs" / "other" / "checkpoints").mkdir(parents=True)
-    process = pod.start(*IDLE, training="time.sleep(20)")
+    process = pod.start(*IDLE, training="time.sleep(40)")
     number = 0
     while process.poll() is None:
         number += 1
@@ -115,13 +116,15 @@ def test_the_family_is_found_across_sessions() -> None:
 
 def test_the_heartbeat_s_age_is_the_time_without_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heartbeat, "folder", lambda: tmp_path / "beats")
-    sleeper = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    time.sleep(0.5)  # its own start is no idleness
+    pipe = subprocess.PIPE
+    sleeper = subprocess.Popen([sys.executable, "-c", "print(flush=True); input()"], stdin=pipe, stdout=pipe)
+    assert sleeper.stdout is not None and sleeper.stdout.readline()  # its own start is no idleness
+    time.sleep(0.1)
     with heartbeat.heartbeat() as beat:
         signs = SignsOfLife(sleeper.pid, beat)
         born = beat.stat().st_mtime
         time.sleep(0.3)
-        assert 0.3 <= signs.look() < 5
+        assert 0.3 <= signs.look() < 60
         assert beat.stat().st_mtime == born
         assert heartbeat.stale(born + 61, 60) and not heartbeat.stale(born + 59, 60)
         assert not signs.told
@@ -144,7 +147,7 @@ def test_a_gpu_question_is_never_waited_for(tmp_path: Path) -> None:
     probe = GpuProbe([str(slow)])
     begin = time.monotonic()
     assert not probe.busy() and not probe.busy()
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < 20  # it sleeps 30
     probe.close()
     wait = tmp_path / "answer"
     wait.write_text(f"#!/bin/sh\necho 0; echo 93; touch {tmp_path}/answered\n")
@@ -152,6 +155,8 @@ def test_a_gpu_question_is_never_waited_for(tmp_path: Path) -> None:
     probe = GpuProbe([str(wait)])
     assert not probe.busy()
     wait_for(tmp_path / "answered")
-    time.sleep(0.2)
-    assert probe.busy()
+    until = time.monotonic() + 20
+    while not probe.busy():  # the script has answered; it may not have ended yet
+        assert time.monotonic() < until
+        time.sleep(0.02)
     probe.close()

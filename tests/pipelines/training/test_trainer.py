@@ -72,12 +72,16 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 CHILD = """
-import sys
+import sys, time
 from pathlib import Path
 from tests.pipelines.training.test_trainer import trainer
 from pipelines.training.checkpoint import checkpoint_path, checkpoint_steps
-folder = Path(sys.argv[1])
-run = trainer(folder, epochs=15, patience=0)
+folder, waits_in = Path(sys.argv[1]), int(sys.argv[2])
+def validate():
+    while run.state.epoch == waits_in:
+        time.sleep(0.1)
+    return {"NDCG@10": 0.5}
+run = trainer(folder, epochs=15, patience=0, validate=validate)
 steps = checkpoint_steps(folder)
 if steps:
     run.restore(checkpoint_path(folder, steps[-1]))
@@ -87,10 +91,15 @@ with run.stop:
 """
 
 
-def child(folder: Path) -> subprocess.Popen[str]:
+def child(folder: Path, waits_in: int = 0) -> subprocess.Popen[str]:
+    """Training in a process of its own; it stands still in the validation of the epoch ``waits_in``."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(folder)], stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT
+        [sys.executable, "-c", CHILD, str(folder), str(waits_in)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=ROOT,
     )
 
 
@@ -104,7 +113,7 @@ def wait_for_step(folder: Path, step: int) -> None:
 @pytest.mark.timeout(300)
 def test_killed_and_resumed_is_bit_identical_to_uninterrupted(tmp_path: Path) -> None:
     whole = child(tmp_path / "whole")
-    killed = child(tmp_path / "killed")
+    killed = child(tmp_path / "killed", waits_in=8)  # else a fast machine is through before the kill
     wait_for_step(tmp_path / "killed", 20)
     killed.send_signal(signal.SIGKILL)
     killed.wait()

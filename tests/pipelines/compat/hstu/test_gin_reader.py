@@ -145,6 +145,9 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="absent.gin: cannot be read"):
         read_gin(tmp_path / "absent.gin")
     (tmp_path / "binary.gin").write_bytes(b"\xff\xfe\x00")
+    marked = tmp_path / "marked.gin"
+    marked.write_bytes(b"\xef\xbb\xbfNetworkArgs.num_layers = 3\r\n")  # as Windows editors write it
+    assert read_gin(marked).bindings["", "NetworkArgs", "num_layers"].value == 3
     with pytest.raises(ConfigError, match="binary.gin: is not UTF-8"):
         read_gin(tmp_path / "binary.gin")
 

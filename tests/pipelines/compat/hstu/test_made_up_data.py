@@ -120,6 +120,46 @@ def test_made_up_data_without_distributions(tmp_path: Path) -> None:
     assert (jagged.lengths.low, jagged.lengths.high) == (0, 12)
 
 
+OUTSIDE = {
+    "item": ("a/RandomDistribution.high = 41", "the table of 'item' has 40 rows, and no id lies outside it"),
+    "age": ("a/RandomDistribution.high = 10", "the table of 'age' has 9 rows, and no id lies outside it"),
+    "action": ("a/RandomDistribution.high = 9", "the 3 outputs of the head tell 8 actions apart"),
+}
+
+
+@pytest.mark.parametrize("feature", OUTSIDE)
+def test_ids_outside_their_table_are_refused(feature: str, tmp_path: Path) -> None:
+    line, why = OUTSIDE[feature]
+    group = "user" if feature == "age" else "events"
+    more = ["a/RandomDistribution.dist_type = 'uniform'"]
+    more += [f"{group}/FeatureArgs.value_dists = {{'{feature}': @a/RandomDistribution()}}"]
+    more += ["age/EmbeddingArgs.feature_names = ['age']", "age/EmbeddingArgs.table_name = 'age'"]
+    more += [
+        "age/EmbeddingArgs.item_vocab_size_or_capacity = 9",
+        "rest/DynamicEmbeddingArgs.feature_names = ['action']",
+    ]
+    tables = "@item/EmbeddingArgs(), @rest/DynamicEmbeddingArgs(), @age/EmbeddingArgs()"
+    more += [f"BenchmarkDatasetArgs.embedding_args = [{tables}]"]
+    path = gin_file(tmp_path, "benchmark", *more, line)
+    with pytest.raises(ConfigError) as caught:
+        translate(path)
+    assert str(caught.value).startswith(f"{line_of(path, line)}: {line.split(' = ')[0]}") and why in str(caught.value)
+    inside = int(line.split(" = ")[1]) - 1
+    translate(gin_file(tmp_path, "benchmark", *more, f"a/RandomDistribution.high = {inside}"))
+
+
+def test_what_would_describe_nothing_is_refused(tmp_path: Path) -> None:
+    more = "a/RandomDistribution.dist_type = 'uniform'"
+    path = gin_file(tmp_path, "benchmark", more, "events/FeatureArgs.value_dists = {'itm': @a/RandomDistribution()}")
+    with pytest.raises(ConfigError, match=r"value_dists: there is no feature 'itm' .* did you mean 'item'"):
+        translate(path)
+    path = gin_file(tmp_path, "benchmark", "rest/DynamicEmbeddingArgs.feature_names = ['action', 'age', 'item']")
+    with pytest.raises(
+        ConfigError, match=r"rest/DynamicEmbeddingArgs.feature_names: .* has the feature 'item' already"
+    ):
+        translate(path)
+
+
 def test_lengths_beyond_the_longest_are_refused(tmp_path: Path) -> None:
     path = gin_file(tmp_path, "benchmark", LENGTHS, "length/RandomDistribution.high = 13")
     with pytest.raises(ConfigError, match="high: 13 cannot be honoured: max_sequence_length is 12"):

@@ -164,6 +164,7 @@ REFUSED = {
     "MixedPrecisionArgs.mixed_precision_dtype = 'fp8'": "8-bit products",
     "AttnBalancedBenchmarkArgs.batch_size = 32": "trains nothing",
     "TrainerArgs.train_batch_size = 0": "less than 1",
+    "TrainerArgs.max_eval_iters = -1": "-1 cannot be honoured: it is negative",
     "TensorModelParallelArgs.tensor_model_parallel_size = 3": "does not divide the 2 attention heads",
     "TensorModelParallelArgs.tensor_model_parallel_size = 0": "less than 1",
 }
@@ -216,6 +217,22 @@ def test_what_cannot_be_honoured_is_refused_by_name(kind: str, line: str, tmp_pa
     field = line.split(" = ")[0]
     if "embedding_args" not in field:  # there the feature without a table is named
         assert message.startswith(line_of(path, line)) and field.rpartition("/")[2] in message
+
+
+@pytest.mark.parametrize(("dataset", "classes"), [("ml-1m", 5), ("ml-20m", 10)])
+def test_a_rating_is_one_label_of_as_many_classes_as_there_are(dataset: str, classes: int, tmp_path: Path) -> None:
+    named = f"DatasetArgs.dataset_name = '{dataset}'"
+    lines = [named, f"RankingArgs.prediction_head_arch = [8, {classes}]", "RankingArgs.num_tasks = 1"]
+    assert config_of(tmp_path, "ranking", *lines).model["head"] == [8, classes]
+    for line, why in (
+        ("RankingArgs.prediction_head_arch = [4, 8]", f"a rating of {dataset} is one of {classes} classes"),
+        (f"RankingArgs.num_tasks = {classes}", f"an event of {dataset} has one label"),
+    ):
+        path = gin_file(tmp_path, "ranking", *lines, line)
+        with pytest.raises(ConfigError) as caught:
+            translate(path)
+        message = str(caught.value)
+        assert message.startswith(f"{line_of(path, line)}: {line.split(' = ')[0]}") and why in message
 
 
 def test_every_field_that_is_refused_is_tried() -> None:
