@@ -10,6 +10,8 @@ the data are made up and nothing converges to anything. Every part writes its fi
 * ``front-gpu-train-speed``: targets per second of the Trainer's step, by kernel path, batch and precision.
 * ``sasrec-gpu-epoch-seconds``: SASRec and TiSASRec: checks, an ML-1M epoch, memory (benchmarks/gpu_sasrec.py);
   ``sasrec-gpu-resident-epoch-seconds``: the epoch with the events on the GPU and with batches from the host.
+* ``sasrec-gpu-mhc-streams``, ``sasrec-gpu-interval-attention``: the Triton kernels' milliseconds and memory beside
+  plain PyTorch's (benchmarks/gpu_kernels.py).
 * what benchmarks/gpu_hstu.py measures, where it is there.
 * ``gpu-convergence-aware.json`` (or blind), only with a store: the Trainer in the time that is left; what validation
   chose is tested.
@@ -32,7 +34,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import gpu_sasrec
+from benchmarks import gpu_kernels, gpu_sasrec
 from benchmarks.gpu_bench import LOADER, SEED, Bench, device_name, measure_speed
 from benchmarks.gpu_checks import Check, kernel_checks, model_check, repeat_check, resume_check
 from benchmarks.result_file import RESULTS, write_result
@@ -47,7 +49,7 @@ from pipelines.training.guards import GuardOptions
 from pipelines.training.state import load_best
 from pipelines.training.trainer import TrainingOptions
 
-PARTS = ("checks", "speed", "sasrec", "hstu", "converge")
+PARTS = ("checks", "speed", "kernels", "sasrec", "hstu", "converge")
 EVALUATION_MARGIN = 45.0  # seconds kept for test and clean-up after a convergence run
 
 
@@ -236,6 +238,7 @@ def main(arguments: list[str] | None = None) -> int:
             "sasrec": lambda: gpu_sasrec.figures(bench, command, out, quick=options.quick),
         }
         if options.device == "cuda":
+            parts["kernels"] = lambda: gpu_kernels.figures(out, command)
             parts["hstu"] = lambda: hstu_figures(out)
         if options.store:
             end = begin + options.seconds - EVALUATION_MARGIN

@@ -27,6 +27,9 @@ CASES: dict[str, tuple[tuple[tuple[int, ...], int, int], ...]] = {
     "selective_scan": (((1, 9, 17), 20, 32), ((3, 0, 8, 20), 33, 16), ((2, 9), 1, 1), ((200, 33, 129, 200), 128, 32)),
     "diagonal_scan": (((1, 9, 17), 12, 0), ((3, 0, 8, 20), 5, 0), ((2, 9), 1, 0), ((200, 33, 129, 200), 32, 0)),
     "causal_conv": (((1, 2, 37), 40, 4), ((16, 0, 5), 5, 3), ((7,), 1, 1), ((200, 33, 129, 200), 128, 4)),
+    # fewer, because each size is compiled anew: some seconds a kernel
+    "mhc_streams": (((1, 9, 17), 20, 3), ((200, 33, 129, 200), 64, 4)),
+    "interval_attention": (((1, 0, 9, 17), 20, 1), ((200, 33, 129, 200), 32, 2)),
 }
 # Of every other operation: channels of a head and heads, or width and streams.
 OTHER_CASES = (((1, 9, 17), 8, 2), ((3, 0, 8, 20), 16, 1), ((7,), 4, 2), ((200, 33, 129, 200), 32, 2))

@@ -64,7 +64,7 @@ def example(op: str, lengths: Sequence[int], width: int = 16, states: int = 4, s
     if op == "hstu_attention":
         return _hstu_example(lengths, width, states, random)
     if op == "interval_attention":
-        of_pairs = normal(8, states, width), normal(8, states, width)
+        of_pairs = normal(40, states, width), normal(40, states, width)
         gaps = torch.randint(0, 9, (tokens,), generator=random) ** 5
         return [*(normal(tokens, states, width) for _ in range(3)), *of_pairs, gaps.cumsum(0), offsets]
     if op == "mhc_streams":

@@ -69,19 +69,10 @@ def _attention_paths(op: str) -> tuple[KernelPath, ...]:
     )
 
 
-def _pointwise_attention_paths(op: str) -> tuple[KernelPath, ...]:
+def _any_float_paths(op: str) -> tuple[KernelPath, ...]:
     floats = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
     return (
         KernelPath("triton", f"{op}.triton", f"{op}_triton", ("cuda",), ("triton",), True, (floats[0], *floats[2:])),
-        KernelPath("numba", f"{op}.cpu", f"{op}_numba", ("cpu",), ("numba",)),
-        KernelPath("torch", f"{op}.vectorised", f"{op}_torch", ("cuda", "cpu"), dtypes=floats),
-        KernelPath("reference", f"{op}.reference", f"{op}_reference", ("cuda", "cpu"), dtypes=floats),
-    )
-
-
-def _torch_on_gpu_paths(op: str) -> tuple[KernelPath, ...]:
-    floats = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-    return (
         KernelPath("numba", f"{op}.cpu", f"{op}_numba", ("cpu",), ("numba",)),
         KernelPath("torch", f"{op}.vectorised", f"{op}_torch", ("cuda", "cpu"), dtypes=floats),
         KernelPath("reference", f"{op}.reference", f"{op}_reference", ("cuda", "cpu"), dtypes=floats),
@@ -94,9 +85,9 @@ PATHS: dict[str, tuple[KernelPath, ...]] = {
     "diagonal_scan": _paths("diagonal_scan", has_cuda=False),
     "causal_conv": _paths("causal_conv", has_cuda=True),
     "packed_attention": _attention_paths("packed_attention"),
-    "hstu_attention": _pointwise_attention_paths("hstu_attention"),
-    "mhc_streams": _torch_on_gpu_paths("mhc_streams"),
-    "interval_attention": _torch_on_gpu_paths("interval_attention"),
+    "hstu_attention": _any_float_paths("hstu_attention"),
+    "mhc_streams": _any_float_paths("mhc_streams"),
+    "interval_attention": _any_float_paths("interval_attention"),
 }
 
 

@@ -45,11 +45,10 @@ def whole_units(timestamps: Tensor, offsets: Tensor, unit: str | None) -> tuple[
     if unit is not None or len(timestamps) == 0:
         return timestamps, 1 if unit is None else UNITS[unit]
     lengths = offsets.diff()
-    row = torch.repeat_interleave(lengths)  # [T]
+    row = torch.repeat_interleave(lengths, output_size=len(timestamps))  # [T]; nothing is asked of the device
     steps = timestamps.diff(prepend=timestamps[:1])
     largest = torch.iinfo(torch.int64).max
-    first = torch.zeros_like(steps, dtype=torch.bool)
-    first[offsets[:-1][lengths > 0]] = True
+    first = row.diff(prepend=row[:1] - 1) > 0
     steps = steps.masked_fill(first | (steps <= 0), largest)
     gap = torch.full_like(lengths, largest).scatter_reduce(0, row, steps, "amin")  # [U]
     begin = timestamps[offsets[:-1].clamp_max(len(timestamps) - 1)]
