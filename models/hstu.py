@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -89,11 +89,7 @@ class HSTUOptions:
     __pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}
 
     def __post_init__(self) -> None:
-        for key in ("hidden", "blocks", "heads"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key}: {getattr(self, key)} is less than 1")
-        if self.hidden % self.heads and None in (self.attention_dim, self.linear_dim):
-            raise ValueError(f"heads: {self.heads} does not divide hidden ({self.hidden}): set both dims of a head")
+        check_sizes(self, ("hidden", "blocks", "heads"))
         choices = (("positions", Positions), ("similarity", Similarity), ("query_time", Literal["aware", "blind"]))
         for key, valid in choices:
             if getattr(self, key) not in get_args(valid):
@@ -101,27 +97,55 @@ class HSTUOptions:
         for key in ("temperature", "l2_norm_eps", "norm_eps"):
             if not getattr(self, key) > 0:
                 raise ValueError(f"{key}: {getattr(self, key)} is not above 0")
-        check_divisor("scaling_length", self.scaling_length)
-        check_init_std(self.dense_init_std)
         self.block()  # checks the rest
 
     def block(self) -> HSTUBlockOptions:
         """The options of one block."""
-        return HSTUBlockOptions(
-            width=self.hidden,
-            heads=self.heads,
-            attention_dim=self.hidden // self.heads if self.attention_dim is None else self.attention_dim,
-            linear_dim=self.hidden // self.heads if self.linear_dim is None else self.linear_dim,
-            dropout=self.dropout,
-            norm_eps=self.norm_eps,
-            norm_affine=self.norm_affine,
-            scale_by_dim=self.scale_by_dim,
-            relative_bias=self.relative_bias,
-            max_length=self.max_length,
-            time_buckets=self.time_buckets,
-            recompute_norm=self.recompute_norm,
-            recompute_silu=self.recompute_silu,
-        )
+        return block_options(self, self.max_length)
+
+
+def block_options(options: Any, max_length: int) -> HSTUBlockOptions:
+    """One block's options of those of a model, for retrieval or for ranking, which name the same sizes alike.
+
+    Args:
+        options: an :class:`HSTUOptions` or :class:`models.hstu_ranking.HSTURankingOptions`.
+        max_length: tokens of the longest row.
+
+    Raises:
+        ValueError: see :class:`HSTUBlockOptions`.
+    """
+    of_a_head = options.hidden // options.heads
+    return HSTUBlockOptions(
+        width=options.hidden,
+        heads=options.heads,
+        attention_dim=of_a_head if options.attention_dim is None else options.attention_dim,
+        linear_dim=of_a_head if options.linear_dim is None else options.linear_dim,
+        dropout=options.dropout,
+        norm_eps=options.norm_eps,
+        norm_affine=options.norm_affine,
+        scale_by_dim=options.scale_by_dim,
+        relative_bias=options.relative_bias,
+        max_length=max_length,
+        time_buckets=options.time_buckets,
+        recompute_norm=options.recompute_norm,
+        recompute_silu=options.recompute_silu,
+    )
+
+
+def check_sizes(options: Any, counts: tuple[str, ...]) -> None:
+    """Refuse what no block can be made of, and of ``counts`` whichever is less than 1; ``options`` as above.
+
+    Raises:
+        ValueError: the first of them, by name.
+    """
+    for key in counts:
+        if getattr(options, key) < 1:
+            raise ValueError(f"{key}: {getattr(options, key)} is less than 1")
+    if options.hidden % options.heads and None in (options.attention_dim, options.linear_dim):
+        raise ValueError(f"heads: {options.heads} does not divide hidden ({options.hidden}): set both dims of a head")
+    check_divisor("scaling_length", options.scaling_length)
+    if options.dense_init_std is not None and not options.dense_init_std > 0:
+        raise ValueError(f"dense_init_std: {options.dense_init_std} is not above 0")
 
 
 class HSTU(Retrieval):
@@ -221,16 +245,6 @@ def begin_normal(blocks: nn.ModuleList, std: float | None) -> None:
     for block in blocks if std is not None else ():
         for projection in (block.project_in, block.project_out):
             nn.init.normal_(projection.weight, std=std)  # type: ignore[arg-type, union-attr]
-
-
-def check_init_std(std: float | None) -> None:
-    """Refuse an option ``dense_init_std`` that is no standard deviation.
-
-    Raises:
-        ValueError: it is not above 0.
-    """
-    if std is not None and not std > 0:
-        raise ValueError(f"dense_init_std: {std} is not above 0")
 
 
 def _small(weight: Tensor) -> Tensor:

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.batch import SequenceBatch
-from models.hstu import begin_normal, check_init_std, hstu_init
+from models.hstu import begin_normal, block_options, check_sizes, hstu_init
 from models.kernels.hstu_attention import AttentionMask
 from models.layers.dropout import Dropout
-from models.layers.hstu import HSTUBlockOptions, HSTULayer, HSTULayout, attention_divisor, check_divisor
+from models.layers.hstu import HSTUBlockOptions, HSTULayer, HSTULayout, attention_divisor
 from models.layers.interleave import Interleaved, interleave
 from models.layers.relative_bias import BiasKind
 from models.ranking import Ranking, RankingData, asked_tokens, check_actions
@@ -95,15 +95,9 @@ class HSTURankingOptions:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "head", tuple(self.head))
-        for key in ("hidden", "blocks", "heads", "max_length", "target_group_size"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key}: {getattr(self, key)} is less than 1")
+        check_sizes(self, ("hidden", "blocks", "heads", "max_length", "target_group_size"))
         if self.candidates < 0:
             raise ValueError(f"candidates: {self.candidates} is negative")
-        if self.hidden % self.heads and None in (self.attention_dim, self.linear_dim):
-            raise ValueError(f"heads: {self.heads} does not divide hidden ({self.hidden}): set both dims of a head")
-        check_divisor("scaling_length", self.scaling_length)
-        check_init_std(self.dense_init_std)
         for key in ("item_dim", "context_dim"):
             if getattr(self, key) is not None and getattr(self, key) < 1:
                 raise ValueError(f"{key}: {getattr(self, key)} is less than 1")
@@ -122,21 +116,7 @@ class HSTURankingOptions:
 
     def block(self, context: int) -> HSTUBlockOptions:
         """The options of one block."""
-        return HSTUBlockOptions(
-            width=self.hidden,
-            heads=self.heads,
-            attention_dim=self.hidden // self.heads if self.attention_dim is None else self.attention_dim,
-            linear_dim=self.hidden // self.heads if self.linear_dim is None else self.linear_dim,
-            dropout=self.dropout,
-            norm_eps=self.norm_eps,
-            norm_affine=self.norm_affine,
-            scale_by_dim=self.scale_by_dim,
-            relative_bias=self.relative_bias,
-            max_length=self.longest(context),
-            time_buckets=self.time_buckets,
-            recompute_norm=self.recompute_norm,
-            recompute_silu=self.recompute_silu,
-        )
+        return block_options(self, self.longest(context))
 
 
 class HSTURanking(Ranking):

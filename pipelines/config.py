@@ -23,6 +23,7 @@ from pipelines.errors import ConfigError, nearest
 from pipelines.evaluation.protocols import get_protocol
 from pipelines.evaluation.ranking import cutoff_of, metric_names
 from pipelines.ranking_config import check_ranking_run
+from pipelines.speed_config import check_speed
 from pipelines.spread_config import check_spread
 from pipelines.training.dense.options import ParallelOptions
 from pipelines.training.guards import GuardOptions
@@ -262,6 +263,7 @@ def build_config(layers: Layered) -> RunConfig:
     _check_evaluation(config, layers)
     _check_length(config, layers)
     check_spread(config, layers)
+    check_speed(config, layers)
     refuse_sets(config, layers.origins)
     return config
 

@@ -5,8 +5,6 @@ Run folder, checkpoints, resume, guards, gates and report are the same; so is th
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from typing import Any
 
@@ -29,7 +27,8 @@ from pipelines.evaluation.ranking_evaluator import (
 from pipelines.evaluation.ranking_metrics import ranking_metrics, torchmetrics_classification
 from pipelines.evaluation.ranking_protocols import RankingProtocol, get_ranking_protocol
 from pipelines.gates import apply_gates, gate_terms
-from pipelines.run_folder import RunFolder, code_digest, read_json, write_json
+from pipelines.run_evaluation import how_trained, inputs_digest
+from pipelines.run_folder import RunFolder, read_json, write_json
 from pipelines.stages import Prepared, check_items, dataset_spec, device_of, on_device, run_identity, spread
 from pipelines.training.checkpoint import checkpoint_path, load_checkpoint
 from pipelines.training.distributed import this_world
@@ -157,7 +156,7 @@ def evaluate_run(
     Nothing is asked again when the inputs are those of the metrics that are there.
     """
     world = this_world()
-    inputs, metrics = world.on_first(lambda: (_inputs(config, prepared, state), read_json(folder.metrics)))
+    inputs, metrics = world.on_first(lambda: (inputs_digest(config, prepared, state), read_json(folder.metrics)))
     if metrics.get("inputs") == inputs:
         return metrics
     best = checkpoint_path(folder.checkpoints, state.best_step)
@@ -193,16 +192,7 @@ def _measured(
         "asked": {"valid": len(valid.events), "test": len(test.events)},
         "baselines": baselines,
         "gate": apply_gates(config.gates, test.metrics, baselines),
-        "training": {
-            "epochs": state.epoch,
-            "best_step": state.best_step,
-            "steps": state.step,
-            "seconds": state.seconds,
-            "targets": state.targets,
-            "ended": state.finished,
-            "cost": config.guards.cost(state.paid),
-            "processes": this_world().size,
-        },
+        "training": how_trained(config, state),
         "evaluation": {"predict_seconds": test.seconds, "seconds": time.perf_counter() - started},
         "recipe": config.recipe,
         "model": config.resolved()["model"],
@@ -210,15 +200,3 @@ def _measured(
         "code": [entry["code"] for entry in provenance],
     }
     return metrics, test
-
-
-def _inputs(config: RunConfig, prepared: Prepared, state: TrainState) -> str:
-    parts = [
-        run_identity(config, prepared),
-        state.best_step,
-        state.step,
-        config.evaluation.model_dump(),
-        [gate.model_dump() for gate in config.gates],
-        code_digest(),
-    ]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -81,7 +81,7 @@ def evaluate_run(
     first one writes. Nothing is asked again when the inputs are those of the metrics that are there.
     """
     world = this_world()
-    inputs, metrics = world.on_first(lambda: (_inputs(config, prepared, state), read_json(folder.metrics)))
+    inputs, metrics = world.on_first(lambda: (inputs_digest(config, prepared, state), read_json(folder.metrics)))
     if metrics.get("inputs") == inputs:
         return metrics
     best = checkpoint_path(folder.checkpoints, state.best_step)
@@ -113,16 +113,7 @@ def evaluate_trained(config: RunConfig, prepared: Prepared, trained: Trained) ->
         **({"beyond_accuracy": _shown(prepared, exposure)} if exposure else {}),
         "also": also,
         "gate": apply_gates(config.gates, test.metrics, found),
-        "training": {
-            "epochs": state.epoch,
-            "best_step": state.best_step,
-            "steps": state.step,
-            "seconds": state.seconds,
-            "targets": state.targets,
-            "ended": state.finished,
-            "cost": config.guards.cost(state.paid),
-            "processes": this_world().size,
-        },
+        "training": how_trained(config, state),
         "evaluation": {
             "encode_seconds": test.encode_seconds,
             "rank_seconds": test.rank_seconds,
@@ -197,7 +188,22 @@ def _asked_otherwise(
     return found
 
 
-def _inputs(config: RunConfig, prepared: Prepared, state: TrainState) -> str:
+def how_trained(config: RunConfig, state: TrainState) -> dict[str, Any]:
+    """What metrics.json says of the training, whatever has been trained."""
+    return {
+        "epochs": state.epoch,
+        "best_step": state.best_step,
+        "steps": state.step,
+        "seconds": state.seconds,
+        "targets": state.targets,
+        "ended": state.finished,
+        "cost": config.guards.cost(state.paid),
+        "processes": this_world().size,
+    }
+
+
+def inputs_digest(config: RunConfig, prepared: Prepared, state: TrainState) -> str:
+    """Digest of what decides a run's metrics: nothing is asked again while it is that of the metrics there are."""
     parts = [
         stages.run_identity(config, prepared),
         state.best_step,

@@ -24,6 +24,7 @@ from pipelines.evaluation.report import results_table, write_report
 from pipelines.gates import missing_predecessor
 from pipelines.machine import describe_machine, package_versions
 from pipelines.run_folder import RunFolder, code_digest, commit, write_json, write_text
+from pipelines.speed_config import check_here
 from pipelines.spread_config import check_world
 from pipelines.training.checkpoint import adopt_checkpoint, load_checkpoint, sweep_checkpoints
 from pipelines.training.debug import DebugWatch
@@ -102,6 +103,7 @@ def session(config: RunConfig, choices: RunChoices, console: Console) -> Iterato
     folder, world = RunFolder(config.folder), this_world()
     check_world(config, world)
     with StopSignal(alone=world.size == 1) as stop, contextlib.ExitStack() as held:
+        world.agree(lambda: check_here(config, stages.device_of(config).type, world.size))  # one node may lack a tool
         resume = world.on_first(lambda: resume_choice(choices.resume, folder))
         if resume == "never":
             world.on_first(lambda: set_aside(folder, console))
@@ -115,8 +117,7 @@ def session(config: RunConfig, choices: RunChoices, console: Console) -> Iterato
         log: list[RunLog] = []
         world.on_first(lambda: log.append(held.enter_context(logged(config, folder, console, path))))
         events = log[0] if log else SilentLog()
-        watched = config.debug and world.first  # gradients are the same in all processes
-        watch = DebugWatch(folder.path / "debug", write=events.write) if watched else None
+        watch = DebugWatch(folder.path / "debug", write=events.write, world=world) if config.debug else None
         yield prepared, Session(folder, events, stop, path, watch, provenance)
 
 

@@ -5,6 +5,8 @@ Checked when a recipe is read, but for the number of processes: a finished run i
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from pipelines.config_files import Layered
@@ -25,8 +27,15 @@ def check_spread(config: RunConfig, layers: Layered) -> None:
     Raises:
         ConfigError: names the key, with the file and line (or flag) that it comes from.
     """
-    try:
+    with written_at(layers):
         _check(config)
+
+
+@contextlib.contextmanager
+def written_at(layers: Layered) -> Iterator[None]:
+    """Give an error that names a key the file with line (or the flag) that the key comes from."""
+    try:
+        yield
     except ConfigError as error:
         key = tuple((error.where or "").split("."))
         origin = layers.origin(key)

@@ -8,7 +8,7 @@ training by its checkpoint's identity, evaluation by the digest it recorded.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -24,6 +24,7 @@ from pipelines.config import RunConfig
 from pipelines.data.dataset_store import dataset_store
 from pipelines.data.datasets import DatasetSpec, load_dataset_spec
 from pipelines.data.loader import cut_windows
+from pipelines.data.resident import Residence
 from pipelines.data.splits import Queries, Split, make_split
 from pipelines.data.store import SequenceStore
 from pipelines.errors import ConfigError, DataError, MachineError
@@ -52,11 +53,13 @@ class Prepared:
         store: the sequences.
         split: who trains, validates and tests.
         protocol: how answers are counted.
+        residence: where the events lie besides; training decides it, and queries are asked from there.
     """
 
     store: SequenceStore
     split: Split
     protocol: Protocol
+    residence: Residence = field(default_factory=Residence)
 
 
 def dataset_spec(config: RunConfig) -> DatasetSpec:
@@ -180,7 +183,7 @@ def train(config: RunConfig, prepared: Prepared, session: Session) -> tuple[Retr
         config,
         session,
         task,
-        TrainingData(prepared.store, windows, config.loader, config.seed),
+        TrainingData(prepared.store, windows, config.loader, config.seed, residence=prepared.residence),
         identity=run_identity(config, prepared),
         validate=lambda: ask(config, prepared, task, "valid", stop=stop, at_most=config.training.valid_queries).metrics,
         work_of=training_work(config, prepared.store.num_items, device_of(config).type),
@@ -212,18 +215,20 @@ def ask(
         if stop is not None:
             stop.raise_if_requested()
 
+    device = next(iter(task.state_dict().values())).device
     return evaluate(
         task,
         prepared.store,
         spread(getattr(prepared.split, part), at_most),
         protocol=protocol or prepared.protocol,
         max_length=config.loader.max_length,
-        device=next(iter(task.state_dict().values())).device,
+        device=device,
         tokens_per_batch=config.loader.tokens_per_batch,
         queries_per_ranking=queries_per_ranking,
         between_batches=between_batches,
         world=this_world(),
         observe=observe,
+        gather=prepared.residence.on(device),
     )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -51,7 +52,8 @@ class LoaderOptions:
     resident: str = "auto"
     """Training events on the device, where batches are put together, in place of batches copied to it: ``on``,
     ``off``, or ``auto``: on a GPU on which they take less than a quarter of the memory that is free when training
-    begins. The numbers are the same. Not for models that predict actions."""
+    begins. Validation and test of the same run are asked from there, too. The numbers are the same. Not for models that
+    predict actions."""
 
     __pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}
 
@@ -130,6 +132,13 @@ def user_context(store: SequenceStore, user: np.ndarray) -> dict[str, torch.Tens
 Gather = Callable[[SequenceStore, Windows], SequenceBatch]
 
 
+class AnyGather(Protocol):
+    """Makes training batches and, with ``last_target_only``, those of queries, as :func:`gather_batch` does."""
+
+    def __call__(self, store: SequenceStore, windows: Windows, *, last_target_only: bool = False) -> SequenceBatch:
+        """The events of ``windows`` as one batch."""
+
+
 def epoch_batches(windows: Windows, options: LoaderOptions, *, seed: int, epoch: int) -> list[np.ndarray]:
     """The rows of ``windows`` in each global batch of an epoch; the same for every process."""
     order = np.arange(len(windows.user))
@@ -177,9 +186,16 @@ def training_batches(
 
 
 def evaluation_batches(
-    store: SequenceStore, queries: Queries, *, max_length: int, tokens_per_batch: int
+    store: SequenceStore,
+    queries: Queries,
+    *,
+    max_length: int,
+    tokens_per_batch: int,
+    gather: AnyGather | None = None,
 ) -> Iterator[tuple[np.ndarray, SequenceBatch]]:
     """Batches of queries, longest first: ``(positions in queries, batch)``; each row's newest token has the target.
+
+    ``gather`` makes them, by default :func:`gather_batch`.
 
     Queries without any history yield no row: a sequence model has nothing to say about them.
     """
@@ -189,4 +205,4 @@ def evaluation_batches(
     batch = np.cumsum(windows.lengths[order]) // tokens_per_batch
     for rows in np.split(order, np.flatnonzero(np.diff(batch)) + 1):
         if len(rows):
-            yield with_history[rows], gather_batch(store, windows.take(rows), last_target_only=True)
+            yield with_history[rows], (gather or gather_batch)(store, windows.take(rows), last_target_only=True)

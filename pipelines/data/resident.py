@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from models.batch import SequenceBatch
-from pipelines.data.loader import Gather, LoaderOptions, Windows, gather_batch
+from pipelines.data.loader import AnyGather, Gather, LoaderOptions, Windows, gather_batch
 from pipelines.data.store import SequenceStore
 from pipelines.errors import ConfigError, MachineError
 
@@ -47,12 +47,13 @@ class ResidentEvents:
         users = {name: torch.from_numpy(np.array(codes)).to(device) for name, codes in store.user_features.items()}
         return cls(found["items"], found["timestamps"], found.get("ratings"), found.get("actions"), users)
 
-    def gather(self, store: SequenceStore, windows: Windows) -> SequenceBatch:
+    def gather(self, store: SequenceStore, windows: Windows, *, last_target_only: bool = False) -> SequenceBatch:
         """What :func:`pipelines.data.loader.gather_batch` makes of ``windows``, on the device of the events.
 
         Args:
             store: the one that the events came from; it is not read.
             windows: rows of the batch.
+            last_target_only: only each row's newest token has a target.
         """
         device, lengths = self.items.device, windows.lengths
         offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -67,23 +68,51 @@ class ResidentEvents:
         tokens = int(offsets[-1])  # known here: the device would have to be asked
         shift = torch.repeat_interleave(start - borders[:-1], borders.diff(), output_size=tokens)
         index = torch.arange(tokens, device=device) + shift  # [T]
+        targets = self.items.index_select(0, index + 1).long()
+        if last_target_only:
+            newest = borders[1:] - 1
+            targets = torch.zeros_like(targets).index_copy_(0, newest, targets.index_select(0, newest))
         return SequenceBatch(
             offsets=borders,
             items=self.items.index_select(0, index).long(),
             timestamps=self.timestamps.index_select(0, index),
-            targets=self.items.index_select(0, index + 1).long(),
+            targets=targets,
             request_time=self.timestamps.index_select(0, end),
             user_index=user,
             ratings=None if self.ratings is None else self.ratings.index_select(0, index),
             actions=None if self.actions is None else self.actions.index_select(0, index).long(),
             context={name: codes.index_select(0, user).long() for name, codes in self.user_features.items()} or None,
-            all_targets=True,
+            all_targets=not last_target_only,
         )
+
+
+@dataclass
+class Residence:
+    """Where the events of a run's store lie: on the host alone, until training brings them to its device.
+
+    Attributes:
+        gather: makes batches on the device.
+        device: which that is.
+    """
+
+    gather: AnyGather | None = None
+    device: torch.device | None = None
+
+    def bring(
+        self, store: SequenceStore, options: LoaderOptions, gather: Gather, device: torch.device
+    ) -> AnyGather | None:
+        """As :func:`resident_gather`, whose answer is kept for those who ask later."""
+        self.gather, self.device = resident_gather(store, options, gather, device), device
+        return self.gather
+
+    def on(self, device: torch.device) -> AnyGather | None:
+        """How batches are made on ``device``; None where no events lie there."""
+        return self.gather if device == self.device else None
 
 
 def resident_gather(
     store: SequenceStore, options: LoaderOptions, gather: Gather, device: torch.device
-) -> Gather | None:
+) -> AnyGather | None:
     """How batches are gathered on ``device``; None where ``options.resident`` leaves that to ``gather`` on the host.
 
     Args:
@@ -99,10 +128,8 @@ def resident_gather(
     if options.resident == "off":
         return None
     if gather is not gather_batch:
-        if options.resident == "auto":
-            return None
-        what = "a model that predicts actions has its batches made on the host"
-        raise ConfigError(what, where="loader.resident", fix="set loader.resident=auto")
+        check_batches(options, plain=False)
+        return None
     free = free_bytes(device) if device.type == "cuda" else None
     if not fits(options.resident, events_bytes(store), free):
         return None
@@ -110,6 +137,17 @@ def resident_gather(
         return ResidentEvents.of(store, device).gather
     except torch.OutOfMemoryError as error:  # free in all, but not in one piece
         raise _no_room(events_bytes(store), free_bytes(device)) from error
+
+
+def check_batches(options: LoaderOptions, *, plain: bool) -> None:
+    """Refuse ``resident: on`` for other batches than the ``plain`` ones of the loader.
+
+    Raises:
+        ConfigError: it is asked for.
+    """
+    if options.resident == "on" and not plain:
+        what = "a model that predicts actions has its batches made on the host"
+        raise ConfigError(what, where="loader.resident", fix="set loader.resident=auto")
 
 
 def fits(resident: str, needed: int, free: int | None) -> bool:

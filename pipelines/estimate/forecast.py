@@ -13,10 +13,12 @@ from pipelines.estimate.hours import Hours, find_hours, find_rates
 from pipelines.estimate.memory import Memory, MemoryModel
 from pipelines.estimate.ranking_memory import RankingMemoryModel
 from pipelines.estimate.ranking_work import RankingWork, find_ranking_work
+from pipelines.estimate.resident import resident_bytes
 from pipelines.estimate.schedule import Schedule, schedule_of
 from pipelines.estimate.throughput import Throughput
 from pipelines.estimate.volume import Volume, find_volume
 from pipelines.estimate.work import Work, find_work, formats_of
+from pipelines.speed_config import check_graph
 
 
 @dataclass(frozen=True)
@@ -121,19 +123,22 @@ def forecast(
 
     Raises:
         ConfigError: the data's size is not known, or the number of GPUs makes no sense.
+        MachineError: a CUDA graph is asked for, of a CPU.
     """
     if gpus < 1 or (gpus > 1 and device.kind == "cpu"):
         raise ConfigError(f"{gpus} of {device.name}", where="--gpus", fix="give 1 or more, of a GPU")
     volume = find_volume(config)
+    check_graph(config, device.kind, gpus)
     work = work_of(config, volume, device.kind)
-    rates = find_rates(config, volume, work, device, files, gpus)
+    resident = resident_bytes(config, volume, work, device.room)
+    rates = find_rates(config, volume, work, device, files, gpus, resident=resident > 0)
     return Forecast(
         config=config,
         device=device,
         gpus=gpus,
         volume=volume,
         work=work,
-        memory=memory_of(config, volume, work, gpus).judge(device.room),
+        memory=memory_of(config, volume, work, gpus, resident).judge(device.room),
         hours=rates if isinstance(rates, str) else find_hours(config, volume, rates),
         price=find_price(config, device, gpus, price_per_hour),
     )
@@ -148,11 +153,11 @@ def work_of(config: RunConfig, volume: Volume, kind: str) -> Work:
     return find_work(config.model["name"], options, volume.items, volume.shared_length, formats, step)
 
 
-def memory_of(config: RunConfig, volume: Volume, work: Work, gpus: int = 1) -> MemoryModel:
-    """The peak as a function of the loader's batch size."""
+def memory_of(config: RunConfig, volume: Volume, work: Work, gpus: int = 1, resident: int = 0) -> MemoryModel:
+    """The peak as a function of the loader's batch size, with so many bytes of events on each device."""
     if isinstance(work, RankingWork):
         return RankingMemoryModel(config, volume, work, gpus)
-    return MemoryModel(config, volume, work, gpus)
+    return MemoryModel(config, volume, work, gpus, resident)
 
 
 def find_price(config: RunConfig, device: Device, gpus: int, given: float | None) -> Price:

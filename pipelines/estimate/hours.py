@@ -109,16 +109,31 @@ class Hours:
 
 
 def find_rates(
-    config: RunConfig, volume: Volume, work: Work, device: Device, files: Sequence[Throughput], gpus: int = 1
+    config: RunConfig,
+    volume: Volume,
+    work: Work,
+    device: Device,
+    files: Sequence[Throughput],
+    gpus: int = 1,
+    *,
+    resident: bool = False,
 ) -> Rates | str:
-    """The rates of a device: measured, else scaled from the nearest measurement, else the reason why there are none."""
-    name, formats = config.model["name"], work.formats
-    entries = [(file, entry) for file in files for entry in file.measurements if entry.model["name"] == name]
+    """The rates of a device: measured, else scaled from the nearest measurement, else the reason why there are none.
+
+    Steps that were compiled or captured otherwise are no measurement of these; ``resident`` says where batches will be
+    made: what was measured with them made elsewhere can be scaled.
+    """
+    name, formats, training = config.model["name"], work.formats, config.training
+    found = [(file, entry) for file in files for entry in file.measurements if entry.model["name"] == name]
+    entries = [(file, entry) for file, entry in found if entry.steps_like(config)]
     here = [(file, entry) for file, entry in entries if file.path.stem == device.key]
     for file, entry in here:
-        if entry.answers(config, volume.items, (formats.narrow, formats.loss)):
+        if entry.answers(config, volume.items, (formats.narrow, formats.loss), resident=resident):
             rates = _measured(volume, device, file, entry)
             return rates if gpus == 1 else _divided(rates, gpus)
+    if found and not entries:
+        settings = f"training.compile={training.compile} and training.cuda_graph={training.cuda_graph}".lower()
+        return f"no throughput file holds '{name}' with {settings}: measure it with `recpod estimate RECIPE --measure`"
     if not entries:
         return f"no throughput file holds '{name}': measure it with `recpod estimate RECIPE --measure`"
     if device.kind == "cuda" and device.bf16_flops is None:
@@ -127,7 +142,9 @@ def find_rates(
         return "nothing was measured on this CPU: `recpod estimate RECIPE --measure` does, in about a minute"
     same_kind = [(file, entry) for file, entry in entries if file.device["kind"] == device.kind]
     candidates = here or same_kind or entries
-    file, entry = min(candidates, key=lambda pair: abs(math.log(_work_of(pair).flops / work.flops)))
+    file, entry = min(
+        candidates, key=lambda pair: (pair[1].resident != resident, abs(math.log(_work_of(pair).flops / work.flops)))
+    )
     rates = _scaled(volume, work, device, file, entry)
     return rates if gpus == 1 else _divided(rates, gpus)
 

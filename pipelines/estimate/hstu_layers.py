@@ -12,9 +12,10 @@ CPU counts are held against real layers by tests; those for a GPU are read off t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from models.hstu import HSTUOptions
+from models.layers.hstu import HSTUBlockOptions
 from pipelines.estimate.layer_sizes import WIDE, mask_bytes
 from pipelines.estimate.layer_work import Formats, LayerWork
 
@@ -54,12 +55,12 @@ class _Sizes:
         return self.gated * self.a + 2 * WIDE
 
 
-def _sizes(options: HSTUOptions, formats: Formats) -> _Sizes:
-    block, cpu, narrow = options.block(), formats.device == "cpu", formats.narrow
-    gated, drops = narrow if cpu else WIDE, options.dropout > 0
+def _sizes(block: HSTUBlockOptions, formats: Formats) -> _Sizes:
+    cpu, narrow = formats.device == "cpu", formats.narrow
+    gated, drops = narrow if cpu else WIDE, block.dropout > 0
     heads = block.heads * (2 * block.attention_dim + block.linear_dim)
     return _Sizes(
-        d=options.hidden,
+        d=block.width,
         w=block.heads * block.head_width,
         a=block.heads * block.linear_dim,
         q=block.heads * block.attention_dim,
@@ -72,47 +73,55 @@ def _sizes(options: HSTUOptions, formats: Formats) -> _Sizes:
 
 
 def hstu_layers(options: HSTUOptions, shared_length: float, formats: Formats) -> LayerWork:
-    """HSTU.
-
-    Kept of a block: the input norm's input and output, the projection before and after its SiLU (of which gate, value,
-    query and key are views), the attention norm's input and output, dropout's mask, the last input.
-    """
-    s, blocks = _sizes(options, formats), options.blocks
-    block = WIDE * (s.d + 2) + s.narrow * s.d * (not options.recompute_norm)
-    block += s.narrow * s.w * (2 - options.recompute_silu)
-    block += s.attention_norm + (s.gated + s.mask + s.narrow) * s.a + s.widened
-    positions = options.positions != "none"
-    cosine = options.similarity == "cosine"
-    pairs = (shared_length + 1) / 2
-    tables, kinds = _tables(options)
-    return LayerWork(
-        parameters=_parameters(options, s) + options.max_length * s.d * positions + blocks * tables,
-        product_flops=2.0 * blocks * (s.d * s.w + s.a * s.d),
-        scan_flops=blocks * pairs * (SILU * options.heads + BIAS * kinds),
-        saved=s.wide_mask * s.d + 8 * positions + LAYOUT_BYTES + blocks * block + cosine * WIDE * (s.d + 2),
-        saved_row=0.0,
-        encode=LAYOUT_BYTES + max(WIDE * (s.d + 2 * s.w), WIDE * (s.d + s.w + 3 * s.a)),
-        backward=max(_backward(options, s)),
-        backward_row=0.0,
-        backward_fixed=0.0,
-        attention_flops=blocks * 2.0 * (4 * s.q + 3 * s.a) * pairs,
+    """HSTU: its blocks, the positions at the input, and by cosine the states' and items' lengths."""
+    stack = block_layers(options.block(), options.blocks, shared_length, formats)
+    positions, cosine = options.positions != "none", options.similarity == "cosine"
+    return replace(
+        stack,
+        parameters=stack.parameters + options.max_length * options.hidden * positions,
+        saved=stack.saved + 8 * positions + cosine * WIDE * (options.hidden + 2),
         item_tables=float(cosine),
     )
 
 
-def _tables(options: HSTUOptions) -> tuple[int, int]:
+def block_layers(block: HSTUBlockOptions, blocks: int, shared_length: float, formats: Formats) -> LayerWork:
+    """So many ``blocks``, and what dropout keeps of their input.
+
+    Kept of a block: the input norm's input and output, the projection before and after its SiLU (of which gate, value,
+    query and key are views), the attention norm's input and output, dropout's mask, the last input.
+    """
+    s = _sizes(block, formats)
+    kept = WIDE * (s.d + 2) + s.narrow * s.d * (not block.recompute_norm)
+    kept += s.narrow * s.w * (2 - block.recompute_silu)
+    kept += s.attention_norm + (s.gated + s.mask + s.narrow) * s.a + s.widened
+    pairs = (shared_length + 1) / 2
+    tables, kinds = _tables(block)
+    return LayerWork(
+        parameters=blocks * (_parameters(block, s) + tables),
+        product_flops=2.0 * blocks * (s.d * s.w + s.a * s.d),
+        scan_flops=blocks * pairs * (SILU * block.heads + BIAS * kinds),
+        saved=s.wide_mask * s.d + LAYOUT_BYTES + blocks * kept,
+        saved_row=0.0,
+        encode=LAYOUT_BYTES + max(WIDE * (s.d + 2 * s.w), WIDE * (s.d + s.w + 3 * s.a)),
+        backward=max(_backward(block, s)),
+        backward_row=0.0,
+        backward_fixed=0.0,
+        attention_flops=blocks * 2.0 * (4 * s.q + 3 * s.a) * pairs,
+    )
+
+
+def _tables(block: HSTUBlockOptions) -> tuple[int, int]:
     """Numbers of a block's bias tables, and how many tables those are."""
-    kinds = {"none": 0, "position": 1, "position_time": 2}[options.relative_bias]
-    return (2 * options.max_length - 1) * (kinds > 0) + options.time_buckets * (kinds > 1), kinds
+    kinds = {"none": 0, "position": 1, "position_time": 2}[block.relative_bias]
+    return (2 * block.max_length - 1) * (kinds > 0) + block.time_buckets * (kinds > 1), kinds
 
 
-def _parameters(options: HSTUOptions, s: _Sizes) -> int:
-    """Both projections, and both norms' gain and shift where they have one."""
-    block = s.d * s.w + s.w + s.a * s.d + s.d + 2 * (s.d + s.a) * options.norm_affine
-    return options.blocks * block
+def _parameters(block: HSTUBlockOptions, s: _Sizes) -> int:
+    """A block's two projections, and its norms' gain and shift where they have one."""
+    return s.d * s.w + s.w + s.a * s.d + s.d + 2 * (s.d + s.a) * block.norm_affine
 
 
-def _backward(options: HSTUOptions, s: _Sizes) -> list[float]:
+def _backward(block: HSTUBlockOptions, s: _Sizes) -> list[float]:
     """What the widest moments of the last block's backward pass add to what is then still kept.
 
     The attention: gradients of the residual, its output and the gate, what it makes, and the SiLU if it is made again.
@@ -120,7 +129,7 @@ def _backward(options: HSTUOptions, s: _Sizes) -> list[float]:
     then what the attention kept.
     """
     after = s.attention_norm + (s.gated + s.mask + s.narrow) * s.a
-    again = s.narrow * s.w * options.recompute_silu
+    again = s.narrow * s.w * block.recompute_silu
     attention = WIDE * s.d + s.gated * s.a + s.narrow * (2 * s.a + 2 * s.q + s.a) + again
-    projection = WIDE * s.d + 2 * s.narrow * s.w - s.narrow * s.w * (not options.recompute_silu)
+    projection = WIDE * s.d + 2 * s.narrow * s.w - s.narrow * s.w * (not block.recompute_silu)
     return [float(attention - after), float(projection - after)]

@@ -36,6 +36,7 @@ from pipelines.evaluation.ranking_evaluator import evaluate_ranking
 from pipelines.machine import describe_machine, package_versions
 from pipelines.run_folder import commit
 from pipelines.runbook import check_machine
+from pipelines.speed_config import check_here
 from pipelines.training.events import EventLog
 from pipelines.training.signals import StopSignal
 from pipelines.training.trainer import Trainer, TrainingData
@@ -63,7 +64,7 @@ def process_age() -> float:
 
 @dataclass(frozen=True)
 class Clock:
-    """What was timed: targets a second of each round, and seconds of the other things."""
+    """What was timed: targets a second of each round, seconds of the other things, and where batches were made."""
 
     startup: float
     rounds: tuple[float, ...]
@@ -71,6 +72,7 @@ class Clock:
     encode: float
     rank: float
     save: float
+    resident: bool
 
 
 def measure(config: RunConfig, seconds: float, age: Callable[[], float] = process_age) -> Measurement:
@@ -82,8 +84,10 @@ def measure(config: RunConfig, seconds: float, age: Callable[[], float] = proces
         age: seconds since the process began.
 
     Raises:
-        MachineError: preflight has failed.
+        ConfigError: see :func:`pipelines.speed_config.check_here`.
+        MachineError: likewise, or preflight has failed.
     """
+    check_here(config, stages.device_of(config).type, processes=1)
     began = time.perf_counter()
     prepared = run_stages.prepare(config)  # made once, opened ever after: not part of a start
     not_counted = time.perf_counter() - began
@@ -121,6 +125,9 @@ def measure(config: RunConfig, seconds: float, age: Callable[[], float] = proces
             "day": datetime.datetime.now(datetime.UTC).date().isoformat(),
         },
         ranking=None if volume.ranking is None else asdict(volume.ranking),
+        compile=config.training.compile,
+        cuda_graph=config.training.cuda_graph,
+        resident=timed.resident,
     )
 
 
@@ -137,17 +144,18 @@ def _time(
     """Start, train, validate, save."""
     device = stages.device_of(config)
     trainer = make_trainer(config, prepared, folder)
-    batches = endless_batches(trainer.data)
+    batches = endless_batches(trainer)
     trainer.task.train()
     trainer.update([next(batches)])  # compiles and allocates
     _settle(device)
     startup = age()
     rounds = tuple(_round(trainer, batches, seconds / ROUNDS, device) for _ in range(ROUNDS))
-    small_step = statistics.median(_small_step(trainer, device) for _ in range(SMALL_STEPS))
+    small_step = statistics.median(_small_step(trainer, batches, device) for _ in range(SMALL_STEPS))
     encode, rank = _asking(config, prepared, trainer, asked)
     begin = time.perf_counter()
     trainer.save()
-    return Clock(startup, rounds, small_step, encode, rank, time.perf_counter() - begin)
+    saved = time.perf_counter() - begin
+    return Clock(startup, rounds, small_step, encode, rank, saved, trainer.resident is not None)
 
 
 def _asking(config: RunConfig, prepared: stages.Prepared, trainer: Trainer, asked: Queries) -> tuple[float, float]:
@@ -158,7 +166,9 @@ def _asking(config: RunConfig, prepared: stages.Prepared, trainer: Trainer, aske
     if config.ranks:
         found = evaluate_ranking(task, prepared.store, asked, asked=protocol_of(config).asked, **options)
         return found.seconds, 0.0
-    answer = evaluate(task, prepared.store, asked, protocol=prepared.protocol, **options)
+    answer = evaluate(
+        task, prepared.store, asked, protocol=prepared.protocol, gather=prepared.residence.on(trainer.device), **options
+    )
     return answer.encode_seconds, answer.rank_seconds
 
 
@@ -170,7 +180,8 @@ def make_trainer(config: RunConfig, prepared: stages.Prepared, folder: Path) -> 
         windows = ranking_windows(store, train, loader.max_length, candidates, loader.windows)
         data = TrainingData(store, windows, loader, config.seed, ranking_gather(candidates))
     else:
-        data = TrainingData(store, cut_windows(store, train, loader.max_length, loader.windows), loader, config.seed)
+        windows = cut_windows(store, train, loader.max_length, loader.windows)
+        data = TrainingData(store, windows, loader, config.seed, residence=prepared.residence)
     return Trainer(
         (ranking_stages if config.ranks else stages).build_task(config, prepared),
         data,
@@ -185,11 +196,11 @@ def make_trainer(config: RunConfig, prepared: stages.Prepared, folder: Path) -> 
     )
 
 
-def endless_batches(data: TrainingData) -> Iterator[SequenceBatch]:
-    """The recipe's batches, epoch after epoch."""
-    epoch = 0
+def endless_batches(trainer: Trainer) -> Iterator[SequenceBatch]:
+    """The recipe's batches, epoch after epoch, made where the trainer makes them."""
+    data, epoch = trainer.data, 0
     while True:
-        options: dict[str, Any] = {"seed": data.seed, "epoch": epoch, "gather": data.gather}
+        options: dict[str, Any] = {"seed": data.seed, "epoch": epoch, "gather": trainer.resident or data.gather}
         yield from training_batches(data.store, data.windows, data.loader, **options)
         epoch += 1
 
@@ -208,11 +219,22 @@ def _round(trainer: Trainer, batches: Iterator[SequenceBatch], seconds: float, d
     return (trainer.state.targets - before) / (time.perf_counter() - begin)
 
 
-def _small_step(trainer: Trainer, device: torch.device) -> float:
-    """Seconds of an update on a batch of one token."""
+def _small_step(trainer: Trainer, batches: Iterator[SequenceBatch], device: torch.device) -> float:
+    """Seconds that an update costs the host, whatever it holds: of one on a batch of one token.
+
+    A captured step is as large as ever: of an update with it, until the host may go on.
+    """
     data = trainer.data
+    if trainer.graphed is not None:
+        batch = next(batches)
+        _settle(device)
+        begin = time.perf_counter()
+        trainer.update([batch])
+        launched = time.perf_counter() - begin
+        _settle(device)
+        return launched
     first = data.windows.take(np.array([0]))
-    batch = data.gather(data.store, Windows(first.user, first.start, first.start + 1))
+    batch = (trainer.resident or data.gather)(data.store, Windows(first.user, first.start, first.start + 1))
     begin = time.perf_counter()
     trainer.update([batch])
     _settle(device)

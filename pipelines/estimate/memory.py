@@ -3,7 +3,8 @@
 Three moments can be the peak of a training step: the end of the forward pass, while the loss computes; the last layer's
 backward pass, with everything before it still kept; and the end of the backward pass, when the table's gradient exists
 three times (the loss', the embedding's, their sum). A validation pass follows with gradients and optimiser still there.
-The store stays on the host as a memory map: only batches, the popularity sampler and what is seen travel.
+The store stays on the host as a memory map, and batches, the popularity sampler and what is seen travel; or its events
+are resident (see :mod:`pipelines.estimate.resident`) and lie beside the weights all the time.
 
 Counted are the project's own kernels; what an operation allocates inside itself is not. Tests hold the training peak
 against a count of all live tensors of real steps on a CPU (within 10%).
@@ -39,6 +40,7 @@ class Memory:
         loss: while it computes.
         batch: tokens of the batch and the sampler's tables.
         peak: the largest of the moments that are told apart in the module docstring.
+        resident: events that lie on the device all the time; 0 where batches come from the host.
         room: what a run may use on the device.
         limits: of each key of the loader that decides a batch: present value, and the largest up to it that fits (0:
             not even 1 does).
@@ -50,6 +52,7 @@ class Memory:
     activations: int
     loss: int
     batch: int
+    resident: int
     peak: int
     room: int
     limits: dict[str, tuple[int, int]]
@@ -64,6 +67,8 @@ class Memory:
         """In words, with the remedy."""
         if self.fits:
             return "fits"
+        if self.peak - self.resident <= self.room:
+            return "does not fit: set loader.resident=off"
         if not all(largest for _, largest in self.limits.values()):
             return "does not fit with any batch: take a device with more memory, or a smaller model"
         changes = (
@@ -87,10 +92,11 @@ class MemoryModel:
         volume: its data.
         work: its model on the device.
         gpus: devices that share a global batch.
+        resident: bytes of events on each of them.
     """
 
-    def __init__(self, config: RunConfig, volume: Volume, work: Work, gpus: int = 1) -> None:
-        self.config, self.volume, self.work, self.gpus = config, volume, work, gpus
+    def __init__(self, config: RunConfig, volume: Volume, work: Work, gpus: int = 1, resident: int = 0) -> None:
+        self.config, self.volume, self.work, self.gpus, self.resident = config, volume, work, gpus, resident
         self.weights = 4 * work.parameters
         self.optimizer = 2 * self.weights
 
@@ -128,13 +134,16 @@ class MemoryModel:
         """Bytes that the loss takes while it computes."""
         return loss_memory(self.work, tokens).computing
 
+    def lasting(self, rows: int, tokens: int) -> int:
+        """Bytes that are there all through an update on a batch."""
+        buckets = self.weights if self.gpus > 1 else 0  # DistributedDataParallel's own copy of all gradients
+        earlier = self.weights if self.config.training.accumulate > 1 else 0  # gradients of the batches before
+        return self.weights + self.optimizer + self.resident + self.batch(rows, tokens) + buckets + earlier
+
     def training_peak(self, rows: int, tokens: int) -> int:
         """Bytes at the peak of an update on a batch."""
         layers, table = self.work.layers, 4 * (self.work.items + 1) * self.work.hidden
         loss = loss_memory(self.work, tokens)
-        lasting = self.weights + self.optimizer + self.batch(rows, tokens)
-        buckets = self.weights if self.gpus > 1 else 0  # DistributedDataParallel's own copy of all gradients
-        earlier = self.weights if self.config.training.accumulate > 1 else 0  # gradients of the batches before
         kept = self.activations(rows, tokens)
         copies = math.ceil(layers.item_tables * table)  # of the item table as the loss reads it
         forward = kept + 4 * self.work.hidden * tokens + loss.computing + copies
@@ -144,7 +153,7 @@ class MemoryModel:
         # the gradient of the states is used up when the last layer's own are there
         backward = kept + loss.left - 4 * self.work.hidden * tokens + math.ceil(grown)
         end = self.weights + 2 * table + copies  # the gradient passes through what made the copy
-        return lasting + buckets + earlier + max(forward, backward, end)
+        return self.lasting(rows, tokens) + max(forward, backward, end)
 
     def evaluation_peak(self, tokens_per_batch: int) -> int:
         """Bytes at the peak of a validation pass; its queries are not dealt to devices in this count."""
@@ -161,9 +170,8 @@ class MemoryModel:
         seen = together * volume.seen / max(volume.queries, 1) * (4 + 8)
         vectors = min(items, volume.items) * (4 + 8) * self.work.hidden
         rank = states + cells * (4 + 1 + 1) + seen + vectors
-        return math.ceil(
-            2 * self.weights + self.optimizer + 12 * volume.items + max(encode + BATCH_BYTES * tokens, rank)
-        )
+        working = max(encode + BATCH_BYTES * tokens, rank)
+        return math.ceil(2 * self.weights + self.optimizer + self.resident + 12 * volume.items + working)
 
     def limits(self, room: int) -> dict[str, tuple[int, int]]:
         """Each key of the loader that decides a batch: its value, and the largest up to it whose peaks are in ``room``.
@@ -191,6 +199,7 @@ class MemoryModel:
             activations=self.activations(rows, tokens),
             loss=self.computing(tokens),
             batch=self.batch(rows, tokens),
+            resident=self.resident,
             peak=max(self.training_peak(rows, tokens), self.evaluation_peak(loader.tokens_per_batch)),
             room=room,
             limits=self.limits(room),

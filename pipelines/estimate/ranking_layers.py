@@ -14,10 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from models.hstu import HSTUOptions
 from models.hstu_ranking import HSTURankingOptions
 from models.ranking import RankingData
-from pipelines.estimate.hstu_layers import hstu_layers
+from pipelines.estimate.hstu_layers import block_layers
 from pipelines.estimate.layer_sizes import WIDE
 from pipelines.estimate.layer_work import Formats, LayerWork
 
@@ -62,7 +61,8 @@ def ranking_layers(options: HSTURankingOptions, shape: RankingShape, shared: flo
     prefix = len(shape.context) if options.context else 0
     tokens = tokens_of_event(options, shape)
     pairs = _pairs(options, shape, shared, prefix) / tokens
-    block = hstu_layers(_blocks(options, prefix), 2 * pairs - 1, formats)  # which takes (length + 1) / 2 for a token
+    length = 2 * pairs - 1  # of which a token is taken to share (length + 1) / 2
+    block = block_layers(options.block(prefix), options.blocks, length, formats)
     head = _head_bytes(options, shape, formats)
     flops = tokens * block.product_flops + _vector_flops(options, shape, prefix)
     return replace(
@@ -99,27 +99,6 @@ def _pairs(options: HSTURankingOptions, shape: RankingShape, shared: float, pref
     own = candidates * (history + (group + 1) / 2)
     mask = prefix * (prefix - 1) / 2 if options.context_mask else 0
     return squares / 2 + (history / 2 + mask + own) / mean
-
-
-def _blocks(options: HSTURankingOptions, prefix: int) -> HSTUOptions:
-    """The blocks alone, as the retrieval model has them."""
-    block = options.block(prefix)
-    return HSTUOptions(
-        hidden=options.hidden,
-        blocks=options.blocks,
-        heads=options.heads,
-        attention_dim=block.attention_dim,
-        linear_dim=block.linear_dim,
-        dropout=options.dropout,
-        max_length=block.max_length,
-        positions="none",
-        relative_bias=options.relative_bias,
-        time_buckets=options.time_buckets,
-        norm_affine=options.norm_affine,
-        similarity="dot",
-        recompute_norm=options.recompute_norm,
-        recompute_silu=options.recompute_silu,
-    )
 
 
 def item_width(options: HSTURankingOptions) -> int:

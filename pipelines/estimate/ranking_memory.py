@@ -38,13 +38,10 @@ class RankingMemoryModel(MemoryModel):
     def training_peak(self, rows: int, tokens: int) -> int:
         """Bytes at the peak of an update on a batch."""
         layers = self.work.layers
-        lasting = self.weights + self.optimizer + self.batch(rows, tokens)
-        buckets = self.weights if self.gpus > 1 else 0  # DistributedDataParallel's own copy of all gradients
-        earlier = self.weights if self.config.training.accumulate > 1 else 0  # gradients of the batches before
         kept = self.activations(rows, tokens)
         forward = kept + self.computing(tokens)
         backward = kept + math.ceil(layers.backward * tokens)
-        return lasting + buckets + earlier + max(forward, backward, self.weights)  # at the end: all gradients
+        return self.lasting(rows, tokens) + max(forward, backward, self.weights)  # at the end: all gradients
 
     def evaluation_peak(self, tokens_per_batch: int) -> int:
         """Bytes at the peak of a validation pass; its queries are not dealt to devices in this count."""

@@ -46,7 +46,8 @@ def _total_flops(found: Forecast) -> float:
 def _memory_lines(found: Forecast) -> Iterator[tuple[str, str]]:
     memory = found.memory
     parts = ("weights", "gradients", "optimizer", "activations", "loss", "batch")
-    yield "memory", ", ".join(f"{part} {_bytes(getattr(memory, part))}" for part in parts)
+    events = f", events {_bytes(memory.resident)}" if memory.resident else ""
+    yield "memory", ", ".join(f"{part} {_bytes(getattr(memory, part))}" for part in parts) + events
     colour = "green" if memory.fits else "red"
     yield "", f"peak {_bytes(memory.peak)} of {_bytes(memory.room)} usable: [{colour}]{memory.verdict}[/]"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from pipelines.run_folder import write_json
 
 SHIPPED = CONFIGS / "throughput"
 AGAIN = "delete the file and measure again: recpod estimate RECIPE --measure"
+CAME_LATER = {"ranking", "compile", "cuda_graph", "resident"}  # an older file's steps were plain, from the host
 SAME_CATALOGUE = 0.02  # a catalogue that differs by less costs the same
 
 
@@ -54,6 +55,9 @@ class Measurement:
         speeds: for a CPU, what it shows elsewhere: FLOP/s of products in float32 and in the loss' format, bytes/s.
         measured_on: machine, versions, commit, load and day.
         ranking: of a ranking model, the fields of :class:`pipelines.estimate.ranking_layers.RankingShape`.
+        compile: with ``training.compile``.
+        cuda_graph: with ``training.cuda_graph``.
+        resident: batches were made on the device, whatever ``loader.resident`` said.
     """
 
     recipe: str
@@ -76,6 +80,9 @@ class Measurement:
     speeds: dict[str, float]
     measured_on: dict[str, Any]
     ranking: dict[str, Any] | None = None
+    compile: bool = False
+    cuda_graph: bool = False
+    resident: bool = False
 
     def options(self) -> Any:
         """The model's options as its dataclass; what has become an option since has its default.
@@ -90,11 +97,28 @@ class Measurement:
             what = f"the measurement of '{self.recipe}' is of another version of {self.model['name']}"
             raise DataError(what, where="throughput", fix=AGAIN) from error
 
-    def answers(self, config: RunConfig, items: int, formats: tuple[int, int]) -> bool:
-        """Whether it was measured for just this model, batch, catalogue and number formats."""
+    def batches(self) -> LoaderOptions:
+        """The loader's options, but for where batches were to be made: what that came to is in ``resident``."""
+        return replace(LoaderOptions(**self.loader), resident="auto")
+
+    def steps_like(self, config: RunConfig) -> bool:
+        """Whether its steps were compiled and captured as those of ``config``: else they cost something else."""
+        return (self.compile, self.cuda_graph) == (config.training.compile, config.training.cuda_graph)
+
+    def answers(self, config: RunConfig, items: int, formats: tuple[int, int], *, resident: bool = False) -> bool:
+        """Whether it was measured for just this model, batch, catalogue, number formats and kind of step.
+
+        Args:
+            config: the run.
+            items: in its catalogue.
+            formats: bytes of a number in the layers' and in the loss' products.
+            resident: whether its batches will be made on the device.
+        """
         return (
             self.options() == config.model_options()
-            and LoaderOptions(**self.loader) == config.loader
+            and self.batches() == replace(config.loader, resident="auto")
+            and self.steps_like(config)
+            and self.resident == resident
             and self.accumulate == config.training.accumulate
             and (self.narrow, self.loss) == formats
             and abs(self.items - items) <= SAME_CATALOGUE * items
@@ -146,7 +170,7 @@ def read(path: Path) -> Throughput:
 
 def _entry(values: Mapping[str, Any]) -> Measurement:
     known = {field.name for field in fields(Measurement)}
-    if unlike := (known ^ set(values)) - {"ranking"}:  # which came later
+    if unlike := (known ^ set(values)) - CAME_LATER:
         raise ValueError(f"keys {sorted(unlike)}")
     return Measurement(**{**values, "targets_per_s": tuple(values["targets_per_s"])})
 
@@ -169,4 +193,10 @@ def write(device: Device, measurement: Measurement, folder: Path | None = None) 
 
 
 def _subject(entry: Measurement) -> tuple[Any, ...]:
-    return entry.recipe, entry.dataset, entry.model, entry.loader, entry.accumulate, entry.narrow, entry.loss
+    """What an entry is of; options that came after it was measured have their defaults."""
+    try:
+        made_of: Any = entry.options(), entry.batches()
+    except (DataError, TypeError):  # an option of it is gone: nobody can ask for it, nor measure it again
+        made_of = entry.model, entry.loader
+    kind = entry.narrow, entry.loss, entry.compile, entry.cuda_graph, entry.resident
+    return entry.recipe, entry.dataset, entry.model["name"], made_of, entry.accumulate, kind

@@ -25,12 +25,14 @@ from pipelines.config import RunConfig
 from pipelines.data.dataset_store import input_key
 from pipelines.data.datasets import DatasetSpec, data_folder, load_dataset_spec
 from pipelines.data.loader import LoaderOptions, Windows, cut_windows, epoch_batches
+from pipelines.data.resident import events_bytes
 from pipelines.data.splits import Queries, make_split
 from pipelines.data.store import SequenceStore, read_manifest
 from pipelines.errors import ConfigError, DataError
 from pipelines.estimate.lengths import Lengths
 from pipelines.estimate.ranking_layers import RankingShape
 
+EVENT_BYTES = 4 + 8 + 4  # item, time and rating, which a file may lack
 HELD_OUT = 2  # newest events of a user that validate and test (leave-one-out)
 
 
@@ -54,6 +56,7 @@ class Volume:
         query_tokens: tokens of their histories inside the model's window.
         seen: events of their whole histories, which masking looks up.
         ranking: what a ranking model's count needs besides; None for retrieval.
+        event_bytes: of the events and users' features that batches are made of, where they lie on a device.
     """
 
     source: str
@@ -71,6 +74,7 @@ class Volume:
     query_tokens: int
     seen: int
     ranking: RankingShape | None = None
+    event_bytes: int = 0
 
     @property
     def tokens(self) -> int:
@@ -152,6 +156,7 @@ def volume_of_windows(config: RunConfig, store: SequenceStore, windows: Windows)
         queries=0,
         query_tokens=0,
         seen=0,
+        event_bytes=events_bytes(store),
     )
 
 
@@ -195,6 +200,7 @@ def from_counts(config: RunConfig, spec: DatasetSpec) -> Volume:
         queries=users,
         query_tokens=round(users * asked.capped(limit)),
         seen=events - HELD_OUT * users,
+        event_bytes=EVENT_BYTES * events,
     )
 
 

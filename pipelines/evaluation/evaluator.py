@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from models.batch import Jagged, SequenceBatch
-from pipelines.data.loader import evaluation_batches
+from pipelines.data.loader import AnyGather, evaluation_batches
 from pipelines.data.splits import Queries
 from pipelines.data.store import SequenceStore
 from pipelines.errors import DataError
@@ -63,6 +63,7 @@ def evaluate(
     between_batches: Callable[[], None] | None = None,
     world: World | None = None,
     observe: Observe | None = None,
+    gather: AnyGather | None = None,
 ) -> Evaluation:
     """Rank every query's target among the whole catalogue.
 
@@ -80,6 +81,7 @@ def evaluate(
         world: the processes that share the queries out; each gets the whole answer.
         observe: called with the task, some states and what their users have seen (None where nothing is masked)
             when they are ranked; of several processes each observes its own share.
+        gather: makes the batches, where events are resident on ``device``; by default the loader does, on the host.
 
     Raises:
         DataError: no queries, one without history, or a task made for another catalogue.
@@ -91,7 +93,8 @@ def evaluate(
     share = Queries(queries.user[mine], queries.end[mine])
 
     def rank_share() -> tuple[np.ndarray, Seconds]:
-        batches = evaluation_batches(store, share, max_length=max_length, tokens_per_batch=tokens_per_batch)
+        size = {"max_length": max_length, "tokens_per_batch": tokens_per_batch}
+        batches = evaluation_batches(store, share, gather=gather, **size)
         encoded = _encoded(task, batches, queries_per_ranking, device, between_batches)
         return _ranks(task, store, share, encoded, protocol, device, observe)
 

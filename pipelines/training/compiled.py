@@ -25,15 +25,35 @@ def compile_layers(task: nn.Module, backend: str = "inductor") -> int:
 
     Raises:
         ConfigError: none.
-        MachineError: there is no compiler, which torch would notice in the midst of the first step.
+        MachineError: there is no compiler.
+    """
+    layers = compiled_layers(task)
+    if backend == "inductor":
+        check_compiler()
+    for layer in layers:
+        layer.compile(dynamic=True, backend=backend)
+    return len(layers)
+
+
+def compiled_layers(task: nn.Module) -> list[FeedForward]:
+    """The layers of ``task`` that are compiled.
+
+    Raises:
+        ConfigError: none.
     """
     layers = [module for module in task.modules() if isinstance(module, FeedForward)]
     if not layers:
         what = f"{type(task).__name__} has no feed-forward layer, and nothing else is compiled"
         raise ConfigError(what, where="training.compile", fix="leave training.compile out")
-    if backend == "inductor" and not any(map(shutil.which, _COMPILERS)):
+    return layers
+
+
+def check_compiler() -> None:
+    """Look for what torch would miss in the midst of the first step.
+
+    Raises:
+        MachineError: there is no compiler.
+    """
+    if not any(map(shutil.which, _COMPILERS)):
         what = "torch.compile needs a C++ compiler and finds none"
         raise MachineError(what, where="training.compile", fix="install g++, or leave training.compile out")
-    for layer in layers:
-        layer.compile(dynamic=True, backend=backend)
-    return len(layers)

@@ -1,7 +1,8 @@
 """Debug mode: watches every update, names the module that made the first NaN, and keeps that one step on disk.
 
 Torch only. It is attached to a model or it costs nothing; attached, it adds a pass over each module's output and never
-shortens or changes a run: no random number is drawn, no gradient touched.
+shortens or changes a run: no random number is drawn, no gradient touched. Of several processes each watches its own
+part, and after every update all of them hear of the others: they end together, in one line that names the process.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import logging
 import math
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from models.batch import SequenceBatch
 from pipelines.errors import ConfigError, RunError
 from pipelines.training.debug_dump import random_state, save_dump
 from pipelines.training.debug_trace import Origin, Seen, Trace, find_origin
+from pipelines.training.distributed import World
 
 logger = logging.getLogger(__name__)
 
@@ -84,22 +86,34 @@ class LossAlarm:
         return f"the loss has not moved in {self.window} updates: {before:.6g} to {after:.6g} ({relative:.1e} relative)"
 
 
+@dataclass(frozen=True)
+class _Line:
+    """What a :class:`RunError` is made of, as it can be sent."""
+
+    what: str
+    where: str | None
+    fix: str
+
+
 @dataclass
 class DebugWatch:
     """Looks over the shoulder of every update.
 
     The trainer calls :meth:`attach` once, :meth:`before_update` before each batch's forward and :meth:`after_backward`
-    when the gradients of the update are complete and the optimiser has not stepped yet.
+    when the gradients of the update are complete and the optimiser has not stepped yet, in all processes.
 
     Attributes:
         folder: the run's ``debug`` folder: ``step-N.pt`` and ``step-N.json`` of a failed step go there.
         options: how closely to watch.
-        write: takes events as ``write(kind, step=, epoch=, **numbers)``: kinds "debug" and "alarm".
+        write: takes events as ``write(kind, step=, epoch=, **numbers)``: kinds "debug", of all processes the largest
+            numbers, and "alarm".
+        world: this process among all that train together.
     """
 
     folder: Path
     options: DebugOptions = field(default_factory=DebugOptions)
     write: Callable[..., object] | None = None
+    world: World = field(default_factory=World)
 
     def __post_init__(self) -> None:
         self._model: nn.Module | None = None
@@ -145,18 +159,27 @@ class DebugWatch:
             epoch: epochs finished.
 
         Raises:
-            RunError: a value is not finite; names the module that made the first one, and the dump.
+            RunError: in all processes, when a value of any of them is not finite; names the module that made the first
+                one, the process, and the dump.
         """
         model, trace = self._attached()
         seen = trace.read()
         norms = gradient_norms(model)
         # Only these two decide: an infinity on the way may be meant, as in a mask.
-        if not (math.isfinite(loss) and all(map(math.isfinite, norms.values()))):
-            raise self._failure(seen, norms, loss, step, epoch)
+        broken = not (math.isfinite(loss) and all(map(math.isfinite, norms.values())))
+        origin = find_origin(seen, model) if broken else None
+        found = self.world.gather((origin is not None, broken))
+        if any(failed for _, failed in found):
+            # A loss that is not finite is everyone's: who has seen where it came from speaks, of several the first.
+            speaker = max(range(len(found)), key=lambda rank: (found[rank], -rank))
+            mine = self.world.rank == speaker
+            told = self.world.gather(self._failure(seen, origin, norms, loss, step, epoch) if mine else None)[speaker]
+            assert told is not None
+            raise RunError(told.what, where=told.where, fix=told.fix)
         self._batches, self._random_states = [], []
         if step % self.options.every == 0:
-            self._tell("debug", step, epoch, **norms, **activations(seen))
-        if alarm := self._alarm.update(loss, epoch):
+            self._tell("debug", step, epoch, **_largest(self.world.gather({**norms, **activations(seen)})))
+        if (alarm := self._alarm.update(loss, epoch)) and self.world.first:  # the loss is that of all
             logger.warning("step %d: %s", step, alarm)
             self._tell("alarm", step, epoch, message=alarm)
 
@@ -169,14 +192,16 @@ class DebugWatch:
         if self.write is not None:
             self.write(kind, step=step, epoch=epoch, **values)
 
-    def _failure(self, seen: list[Seen], norms: dict[str, float], loss: float, step: int, epoch: int) -> RunError:
-        """Dump the step and put what is known into one line."""
+    def _failure(
+        self, seen: list[Seen], origin: Origin | None, norms: dict[str, float], loss: float, step: int, epoch: int
+    ) -> _Line:
+        """Dump the step, as this process has it, and put what is known into one line."""
         model, _ = self._attached()
-        origin = find_origin(seen, model)
-        facts = {"step": step, "epoch": epoch, "loss": loss}
+        facts = {"step": step, "epoch": epoch, "loss": loss, "rank": self.world.rank, "processes": self.world.size}
         path = self.folder / f"step-{step}.pt"
         maker = origin or "the loss function, outside any module"
-        what = f"the first value that is not finite came from {maker} at step {step}"
+        which = f" on rank {self.world.rank} of {self.world.size}" if self.world.size > 1 else ""
+        what = f"the first value that is not finite came from {maker} at step {step}{which}"
         try:
             save_dump(
                 path,
@@ -189,22 +214,39 @@ class DebugWatch:
             summary = _summary(facts, origin, norms, seen, path)
             path.with_suffix(".json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
         except OSError as error:  # the finding matters more than the dump
-            return RunError(
-                what, fix=f"Lower the learning rate or look at that module (the step could not be dumped: {error})"
+            return _Line(
+                what, None, f"Lower the learning rate or look at that module (the step could not be dumped: {error})"
             )
-        return RunError(what, where=str(path), fix="Lower the learning rate, or load the dump and look at that module")
+        return _Line(what, str(path), "Lower the learning rate, or load the dump and look at that module")
 
 
 def gradient_norms(model: nn.Module) -> dict[str, float]:
     """Norm of the gradient of each group of parameters: ``grad_norm/blocks.0``, ``grad_norm/item_embedding``, ..."""
     groups: dict[str, list[Tensor]] = defaultdict(list)
-    for name, parameter in model.named_parameters():
+    for name, parameter in _leaves(model):
         if parameter.grad is not None:
             groups[parameter_group(name)].append(parameter.grad.detach().norm().float())
     if not groups:
         return {}
     norms = torch.stack([torch.stack(group).norm() for group in groups.values()]).tolist()
     return {f"grad_norm/{name}": norm for name, norm in zip(groups, norms, strict=True)}
+
+
+def _leaves(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """What gradients end in: the parameters, and plain tensors in their place, as a page of a spread item table is."""
+    yield from model.named_parameters()
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            if isinstance(value, Tensor) and value.is_leaf and value.requires_grad:
+                yield f"{name}.{key}", value
+
+
+def _largest(told: list[dict[str, float]]) -> dict[str, float]:
+    """Of each number the largest that any process has."""
+    found: dict[str, float] = {}
+    for numbers in told:
+        found |= {key: max(value, found.get(key, value)) for key, value in numbers.items()}
+    return found
 
 
 def parameter_group(name: str) -> str:

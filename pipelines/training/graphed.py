@@ -72,9 +72,7 @@ class StepShape:
             ConfigError: a step of this task cannot have a fixed shape.
             MachineError: no GPU.
         """
-        if device.type != "cuda":
-            what = f"a CUDA graph needs a GPU, and the run is on {device.type}"
-            raise MachineError(what, where="training.cuda_graph", fix=_OFF)
+        check_gpu(device.type)
         check_step(task, options, plain)
         return cls.fitting(windows, options, seed)
 
@@ -126,6 +124,17 @@ class StepShape:
             all_targets=False,
             fixed=FixedShape(self.longest, batch.num_tokens),
         )
+
+
+def check_gpu(kind: str) -> None:
+    """Whether a device of ``kind`` replays graphs.
+
+    Raises:
+        MachineError: it is no GPU.
+    """
+    if kind != "cuda":
+        what = f"a CUDA graph needs a GPU, and the run is on {kind}"
+        raise MachineError(what, where="training.cuda_graph", fix=_OFF)
 
 
 def check_step(task: nn.Module, options: LoaderOptions, plain: bool) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from models.batch import SequenceBatch
 from models.tasks import LossOutput
 from pipelines.data.loader import Gather, LoaderOptions, Windows, epoch_batches, gather_batch, training_batches
-from pipelines.data.resident import resident_gather
+from pipelines.data.resident import Residence
 from pipelines.data.store import SequenceStore
 from pipelines.errors import ConfigError
 from pipelines.training.checkpoint import load_checkpoint, prune_checkpoints, save_checkpoint
@@ -40,13 +40,14 @@ from pipelines.training.state import TrainState, check_identity, random_state, s
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What to train on: a store, the windows of its training events, and how to batch them."""
+    """What to train on: a store, the windows of its training events, how to batch them and where its events lie."""
 
     store: SequenceStore
     windows: Windows
     loader: LoaderOptions
     seed: int
     gather: Gather = gather_batch
+    residence: Residence = field(default_factory=Residence)
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,8 @@ class Trainer:
         self.watch, self.provenance = watch, [dict(provenance)] if provenance else []
         self.world, self.rent = world or World(), rent or Rent()
         self.device = next(task.parameters()).device
-        self.resident = self.world.agree(lambda: resident_gather(data.store, data.loader, data.gather, self.device))
+        bring = data.residence.bring
+        self.resident = self.world.agree(lambda: bring(data.store, data.loader, data.gather, self.device))
         if options.compile:
             self.world.agree(lambda: compile_layers(task))  # one node may have no compiler
         self.loss = shared_loss(task, self.world)

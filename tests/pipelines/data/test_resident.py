@@ -12,10 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.batch import SequenceBatch
-from pipelines.data.loader import LoaderOptions, Windows, cut_windows, gather_batch, training_batches
+from pipelines.data.loader import (
+    LoaderOptions,
+    Windows,
+    cut_windows,
+    evaluation_batches,
+    gather_batch,
+    training_batches,
+)
 from pipelines.data.ranking_loader import ranking_gather
-from pipelines.data.resident import SHARE, ResidentEvents, events_bytes, fits, resident_gather
-from pipelines.data.splits import make_split
+from pipelines.data.resident import SHARE, Residence, ResidentEvents, events_bytes, fits, resident_gather
+from pipelines.data.splits import Queries, make_split
 from pipelines.data.store import SequenceStore
 from pipelines.errors import ConfigError, MachineError
 from tests.pipelines.conftest import memory_store
@@ -66,6 +73,31 @@ def test_batches_are_the_loaders_bit_for_bit(
         ours = list(training_batches(store, windows, options, gather=gather, **place))  # type: ignore[arg-type]
         theirs = list(training_batches(store, windows, options, **place))  # type: ignore[arg-type]
         assert len(ours) == len(theirs) and all(same(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=8), st.integers(1, 12), st.booleans(), st.integers(1, 40))
+def test_batches_of_queries_are_the_loaders_bit_for_bit(
+    users: list[int], longest: int, rich: bool, tokens: int
+) -> None:
+    """Of users with no history at all, too."""
+    store = rich_store(users) if rich else memory_store(users)
+    asked = Queries(np.arange(len(users)), np.asarray(store.offsets)[1:] - 1)
+    size = {"max_length": longest, "tokens_per_batch": tokens}
+    ours = list(evaluation_batches(store, asked, gather=ResidentEvents.of(store, CPU).gather, **size))
+    theirs = list(evaluation_batches(store, asked, **size))
+    assert len(ours) == len(theirs)
+    for (rows, batch), (expected_rows, expected) in zip(ours, theirs, strict=True):
+        assert rows.tolist() == expected_rows.tolist() and same(batch, expected)
+        assert not batch.all_targets and int((batch.targets > 0).sum()) == batch.num_rows
+
+
+def test_events_are_where_training_brought_them() -> None:
+    store, residence = memory_store([9, 12]), Residence()
+    assert residence.on(CPU) is None
+    assert residence.bring(store, LoaderOptions(resident="on"), gather_batch, CPU) is not None
+    assert residence.on(CPU) is residence.gather is not None and residence.on(torch.device("meta")) is None
+    assert residence.bring(store, LoaderOptions(resident="off"), gather_batch, CPU) is None is residence.on(CPU)
 
 
 def test_the_store_is_read_once() -> None:

@@ -93,6 +93,50 @@ def test_another_model_or_batch_is_never_called_measured(tiny: Path, config: Run
     assert found.as_dict()["measured"] is False
 
 
+SASREC = ("model={name: sasrec, hidden: 16, max_length: 10}", "loader.batch=tokens", "model.loss.precision=float32")
+
+
+def test_steps_of_another_kind_are_no_measurement(tiny: Path, config: RunConfig, matrix: Path) -> None:
+    """Compiled, captured or plain: each answers for itself alone, and nothing is scaled from one to another."""
+    gpu, kinds = find_device("S", matrix), ({}, {"compile": True}, {"cuda_graph": True})
+    for own in kinds:
+        asked = tiny_config(tiny, *SASREC, *(f"training.{key}=true" for key in own))
+        for other in kinds:
+            entry = measurement(asked, narrow=2, resident=True, **other)
+            found = forecast(asked, gpu, [file_of(gpu, entry)])
+            if own == other:
+                assert hours_of(found).measured
+                continue
+            settings = " and ".join(f"training.{key}={str(key in own).lower()}" for key in ("compile", "cuda_graph"))
+            assert str(found.hours).startswith(f"no throughput file holds 'sasrec' with {settings}: measure it with")
+    both = [measurement(asked, narrow=2, resident=True, **kind, startup_s=n) for n, kind in enumerate(kinds)]
+    assert hours_of(forecast(asked, gpu, [file_of(gpu, *both)])).startup == 2
+
+
+def test_batches_made_elsewhere_are_scaled_and_what_auto_came_to_decides(
+    tiny: Path, config: RunConfig, matrix: Path
+) -> None:
+    gpu = find_device("S", matrix)
+    host, device = measurement(config, narrow=2), measurement(config, narrow=2, resident=True, startup_s=9.0)
+    for sets, own, other in ((["loader.resident=auto"], device, host), (["loader.resident=off"], host, device)):
+        asked = tiny_config(tiny, *sets)
+        assert hours_of(forecast(asked, gpu, [file_of(gpu, other, own)])) == hours_of(
+            forecast(asked, gpu, [file_of(gpu, own)])
+        )
+        assert hours_of(forecast(asked, gpu, [file_of(gpu, own)])).measured
+        assert not hours_of(forecast(asked, gpu, [file_of(gpu, other)])).measured
+    cpu = forecast(config, this_cpu(), [file_of(this_cpu(), measurement(config))])
+    assert hours_of(cpu).measured and cpu.memory.resident == 0, "on a CPU auto leaves batches to the host"
+
+
+def test_a_graph_is_not_estimated_where_none_can_be_captured(tiny: Path, config: RunConfig, matrix: Path) -> None:
+    asked = tiny_config(tiny, *SASREC, "training.cuda_graph=true")
+    with pytest.raises(MachineError, match="training.cuda_graph: a CUDA graph needs a GPU"):
+        forecast(asked, this_cpu(), [])
+    with pytest.raises(ConfigError, match="training.cuda_graph: only updates of one batch, by one process"):
+        forecast(asked, find_device("S", matrix), [], gpus=2)
+
+
 def test_another_catalogue_is_scaled(config: RunConfig) -> None:
     found = forecast(config, this_cpu(), [file_of(this_cpu(), measurement(config, items=80))])
     assert not hours_of(found).measured
@@ -134,9 +178,8 @@ def length_of(config: RunConfig) -> float:
 def test_a_gpu_of_twice_the_peaks_takes_half_the_slope(config: RunConfig, matrix: Path) -> None:
     slow, twice, wide = (find_device(name, matrix) for name in ("S", "twice 20gb", "Wide"))
     per_step = find_per_step(config)
-    entry = measurement(
-        config, narrow=2, targets_per_s=(1000.0,), targets_per_step=per_step, step_overhead_s=0.02 * per_step / 1000
-    )
+    speed = {"targets_per_s": (1000.0,), "targets_per_step": per_step, "step_overhead_s": 0.02 * per_step / 1000}
+    entry = measurement(config, narrow=2, resident=True, **speed)
     files = [file_of(slow, entry)]
     here, there, wider = (hours_of(forecast(config, gpu, files)) for gpu in (slow, twice, wide))
     targets = 3 * forecast(config, slow, files).volume.targets
@@ -159,7 +202,7 @@ def test_a_step_never_takes_less_than_the_host_needs(config: RunConfig, matrix: 
 
 def test_several_gpus_are_a_supposition(config: RunConfig, matrix: Path) -> None:
     gpu = find_device("S", matrix)
-    files = [file_of(gpu, measurement(config, narrow=2))]
+    files = [file_of(gpu, measurement(config, narrow=2, resident=True))]
     one, four = forecast(config, gpu, files), forecast(config, gpu, files, gpus=4)
     assert hours_of(one).measured and not hours_of(four).measured
     host = 0.01 * one.schedule.steps  # of every step, whoever shares the batch
@@ -220,9 +263,10 @@ def test_the_list_of_gpus_is_whole() -> None:
 def test_a_measurement_survives_its_file_and_replaces_its_older_self(config: RunConfig, tmp_path: Path) -> None:
     first, second = measurement(config), measurement(config, startup_s=9.0)
     other = measurement(config, recipe="another")
-    for entry in (first, other, second):
+    kinds = [measurement(config, **{key: True}) for key in ("compile", "cuda_graph", "resident")]
+    for entry in (first, other, second, *kinds):
         path = throughput.write(this_cpu(), entry, tmp_path)
-    assert throughput.read_all([tmp_path])[0].measurements == (other, second)
+    assert throughput.read_all([tmp_path])[0].measurements == (other, second, *kinds)
     assert path.stem == this_cpu().key and throughput.read(path).device["kind"] == "cpu"
 
 
@@ -231,6 +275,29 @@ def test_a_file_that_is_none_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "gpu.json").write_text(text)
     with pytest.raises(DataError, match="gpu.json: not a throughput file.*measure again"):
         throughput.read_all([tmp_path])
+
+
+def test_an_older_entry_is_replaced_though_options_came_later(config: RunConfig, tmp_path: Path) -> None:
+    """Else the older one, which stands first, would go on to answer."""
+    new, resolved = measurement(config, startup_s=9.0), config.resolved()
+    older = {key: value for key, value in resolved["loader"].items() if key not in ("deal", "resident", "shuffle")}
+    model = {key: value for key, value in resolved["model"].items() if key != "use_time"}
+    gone = measurement(config, model={**model, "nosuch": 1})
+    for entry in (gone, measurement(config, loader=older, model=model), new):
+        path = throughput.write(this_cpu(), entry, tmp_path)
+    assert throughput.read(path).measurements == (gone, new)
+    other = {**older, "rows_per_batch": 5}
+    throughput.write(this_cpu(), measurement(config, loader=other), tmp_path)
+    assert len(throughput.read(path).measurements) == 3
+
+
+def test_a_file_from_before_there_were_kinds_of_steps_holds_plain_ones(config: RunConfig, tmp_path: Path) -> None:
+    path = throughput.write(this_cpu(), measurement(config), tmp_path)
+    content = json.loads(path.read_text())
+    for key in ("compile", "cuda_graph", "resident"):
+        assert content["measurements"][0].pop(key) is False
+    path.write_text(json.dumps(content))
+    assert throughput.read(path).measurements == (measurement(config),)
 
 
 def test_an_option_that_came_later_has_its_default(config: RunConfig) -> None:

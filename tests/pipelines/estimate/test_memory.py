@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,10 @@ from pipelines import stages
 from pipelines.config import RunConfig, load_config
 from pipelines.data.loader import Windows, gather_batch
 from pipelines.data.store import SequenceStore
+from pipelines.estimate.forecast import memory_of
 from pipelines.estimate.measure import make_trainer
 from pipelines.estimate.memory import SET_ASIDE_LEAST, Memory, MemoryModel, room_of
+from pipelines.estimate.resident import resident_bytes
 from pipelines.estimate.volume import Volume, find_volume, from_store
 from pipelines.estimate.work import find_work, formats_of
 from tests.pipelines.estimate.live_tensors import LiveBytes
@@ -176,6 +179,43 @@ def test_several_devices_share_a_batch_and_hold_a_copy_of_the_gradients(data: Pa
     assert tokens == 65_536 + 199 and four.share(65_536) == (-(-rows // 4), -(-tokens // 4) + 200)
     assert four.training_peak(10, 1000) == one.training_peak(10, 1000) + work.parameters * 4
     assert four.training_peak(*four.share(65_536)) < 0.4 * one.training_peak(rows, tokens)
+
+
+@pytest.mark.parametrize("count", [from_store, lambda config, _: find_volume(config)])
+def test_resident_events_lie_beside_everything_else(data: Path, tmp_path: Path, count: Callable[..., Volume]) -> None:
+    """Their bytes are those of the tensors that a real trainer holds."""
+    config = load_config("quickstart", [f"dataset.cache={data}", "loader.resident=on"])
+    prepared = stages.prepare(config)
+    resident = make_trainer(config, prepared, tmp_path).resident
+    held = [v for v in vars(resident.__self__).values() if isinstance(v, torch.Tensor)]  # type: ignore[union-attr]
+    volume = count(config, prepared.store)
+    formats = formats_of(config, "cuda")
+    work = find_work(config.model["name"], config.model_options(), volume.items, volume.shared_length, formats)
+    needed = resident_bytes(config, volume, work, 10**12)
+    assert needed == sum(tensor.nbytes for tensor in held) > 10**6
+    without, beside = (memory_of(config, volume, work, 1, size) for size in (0, needed))
+    assert beside.training_peak(8, 800) == without.training_peak(8, 800) + needed
+    assert beside.evaluation_peak(800) == without.evaluation_peak(800) + needed
+    room = without.judge(10**12).peak + needed
+    assert beside.judge(room).fits and beside.judge(room).resident == needed
+    found = beside.judge(room - 1)
+    assert found.verdict == "does not fit: set loader.resident=off"
+
+
+def test_published_counts_say_what_events_take(data: Path, tmp_path: Path) -> None:
+    config = load_config("ml20m", [f"dataset.cache={tmp_path}"])
+    assert find_volume(config).event_bytes == 16 * 20_000_263
+
+
+def test_what_resident_comes_to_is_decided_as_by_the_trainer(data: Path) -> None:
+    def found(kind: str, room: int, resident: str) -> int:
+        config = load_config("quickstart", [f"dataset.cache={data}", f"loader.resident={resident}"])
+        volume = from_store(config, stages.prepare(config).store)
+        work = find_work("ss4rec", config.model_options(), volume.items, 1.0, formats_of(config, kind))
+        return resident_bytes(config, volume, work, 4 * work.parameters + room * volume.event_bytes)
+
+    assert found("cuda", 5, "auto") and not found("cuda", 4, "auto") and not found("cpu", 5, "auto")
+    assert found("cuda", 0, "on") and found("cpu", 0, "on") and not found("cuda", 5, "off")
 
 
 def test_accumulation_keeps_the_gradients_of_the_batches_before(data: Path) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from models.batch import SequenceBatch
+from pipelines import stages
 from pipelines.cli import main
 from pipelines.config import load_config
+from pipelines.data.resident import ResidentEvents
 from pipelines.estimate import throughput
-from pipelines.estimate.measure import process_age
+from pipelines.estimate.measure import _small_step, endless_batches, make_trainer, process_age
 from pipelines.machine import usable_cores
 
 
@@ -46,6 +50,49 @@ def test_measure_then_estimate(capsys: pytest.CaptureFixture[str], tiny: Path) -
     code, out, _ = run(capsys, "estimate", str(tiny), "--gpu", "A100", "--json")
     found = json.loads(out)
     assert code == 0 and found["measured"] is False and "not measured" in found["rests_on"]
+
+
+def test_a_measurement_says_where_batches_were_made(
+    capsys: pytest.CaptureFixture[str], tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And makes them there, those of training and those of queries."""
+    asked: list[bool] = []
+    on, gather = ["--set", "loader.resident=on"], ResidentEvents.gather
+
+    def counted(self: ResidentEvents, *batch: Any, last_target_only: bool = False) -> SequenceBatch:
+        asked.append(last_target_only)
+        return gather(self, *batch, last_target_only=last_target_only)
+
+    monkeypatch.setattr(ResidentEvents, "gather", counted)
+    monkeypatch.setattr("pipelines.estimate.measure.check_machine", lambda *_: None)  # slow, and tested above
+    code, _, err = run(capsys, "estimate", str(tiny), "--gpu", "cpu", "--measure", "--seconds", "1", *on)
+    assert code == 0, err
+    assert asked.count(False) >= 26 and asked.count(True) == 1  # a step, five rounds, 20 small steps; 60 queries
+    (entry,) = throughput.read_all()[0].measurements
+    assert (entry.resident, entry.compile, entry.cuda_graph) == (True, False, False)
+    for sets, measured in ((on, True), ([], False)):
+        found = json.loads(run(capsys, "estimate", str(tiny), "--gpu", "cpu", "--json", *sets)[1])
+        assert found["measured"] is measured and (found["memory"]["resident"] > 0) is measured
+
+
+@pytest.mark.parametrize("captured", [True, False])
+def test_what_a_step_costs_the_host_is_timed_on_a_full_batch_where_it_is_captured(
+    tiny: Path, tmp_path: Path, captured: bool
+) -> None:
+    """One of a token would not be replayed: it would be computed as without a graph."""
+
+    class Graph:
+        def run(self, batch: SequenceBatch) -> None:
+            """No common shape: computed as it is."""
+
+    sizes: list[int] = []
+    config = load_config(tiny)
+    trainer = make_trainer(config, stages.prepare(config), tmp_path / "work")
+    trainer.graphed = Graph() if captured else None  # type: ignore[assignment]
+    trainer.speed.count = lambda batch: sizes.append(batch.num_tokens)  # type: ignore[method-assign]
+    full = next(batches := endless_batches(trainer)).num_tokens
+    assert _small_step(trainer, batches, trainer.device) > 0
+    assert (sizes[0] > full / 2 > 5) if captured else (sizes == [1])
 
 
 def test_a_run_that_does_not_fit_is_an_answer(capsys: pytest.CaptureFixture[str]) -> None:
