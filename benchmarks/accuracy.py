@@ -96,6 +96,13 @@ CLAIMS = {
         "HSTU of 8 layers as its authors report it (HSTU-large in RecTools: HR@10 .3642, NDCG@10 .2164, the best)",
         _recipe("hstu-large-ml1m"),
     ),
+    ("hstu-large-ml1m-blind", "blind"): Claim(
+        "hstu-large-ml1m-blind",
+        0.3058,
+        0.1779,
+        "SASRec with softmax as RecTools reports it, the best of the time-blind on this catalogue with seen items masked",
+        _recipe("hstu-large-ml1m-blind"),
+    ),
     ("hstu-ml1m-blind", "blind"): Claim(
         "hstu-ml1m-blind",
         0.3023,
