@@ -100,7 +100,7 @@ CLAIMS = {
         "hstu-large-ml1m-blind",
         0.3058,
         0.1779,
-        "SASRec with softmax as RecTools reports it, the best of the time-blind here with seen items masked",
+        "SASRec with softmax as RecTools reports it",
         _recipe("hstu-large-ml1m-blind"),
     ),
     ("hstu-ml1m-blind", "blind"): Claim(
