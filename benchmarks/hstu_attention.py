@@ -13,6 +13,8 @@ Memory is the process' own, each case in a fresh process: see benchmarks/loss_me
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import os
 import statistics
@@ -140,7 +142,9 @@ def report_speed(out: Path, repeats: int) -> None:
 
 
 def peak_of(step: Callable[[], object]) -> int:
-    """Bytes that ``step`` needs at its peak beyond what is resident."""
+    """Bytes that ``step`` needs at its peak beyond what is in use; what malloc has kept of earlier work goes back."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     before = status_bytes("VmRSS")
     step()
