@@ -36,6 +36,9 @@ OTHER_CASES = (((1, 9, 17), 8, 2), ((3, 0, 8, 20), 16, 1), ((7,), 4, 2), ((200, 
 # The gradients of the streams' gates are differences of nearly equal sums: computed in float32, they move by up to a
 # third when the gradient that comes in is rounded to 8 bits. That says nothing about a path.
 FLOAT32_ALONE = ("mhc_streams",)
+# Those of the interval tables are sums over all rows that cancel under the check's weights; PyTorch's path rounds them
+# to 8 bits once a row, which is 5% of the sum where rows are long.
+SHORT_ROWS_ALONE, LONG = ("interval_attention",), 100
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def kernel_checks(device: str, quick: bool) -> Iterator[Check]:
                 continue
             for lengths, width, states in CASES.get(op, OTHER_CASES)[: 2 if quick else None]:
                 for dtype, allowed in ((torch.float32, FLOAT32), (torch.bfloat16, BFLOAT16)):
-                    if dtype == torch.bfloat16 and op in FLOAT32_ALONE:
+                    if dtype == torch.bfloat16 and not _compares_rounded(op, lengths):
                         continue
                     name = (
                         f"{op}/{path.name} {str(dtype).removeprefix('torch.')} {len(lengths)} rows, {width} x {states}"
@@ -84,6 +87,11 @@ def kernel_checks(device: str, quick: bool) -> Iterator[Check]:
                         allowed,
                         lambda p=path, o=op, a=(lengths, width, states), d=dtype: kernel_error(o, p, a, d, device),
                     )
+
+
+def _compares_rounded(op: str, lengths: Sequence[int]) -> bool:
+    """Whether the check says something about a path when its inputs and gradients have 8 bits."""
+    return op not in FLOAT32_ALONE and not (op in SHORT_ROWS_ALONE and max(lengths) >= LONG)
 
 
 def kernel_error(

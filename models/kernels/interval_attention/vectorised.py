@@ -38,7 +38,6 @@ def interval_attention_torch(
     """
     borders = offsets.cpu().numpy()
     lengths, heads, span = np.diff(borders), q.shape[1], interval_keys.shape[0] - 1
-    interval_keys, interval_values = _wide(interval_keys), _wide(interval_values)
     parts, places = [], []
     for group in equal_length_groups(lengths):
         longest = int(lengths[group[0]])
@@ -56,11 +55,6 @@ def interval_attention_torch(
     return torch.cat(parts).index_select(0, torch.argsort(torch.cat(places)))
 
 
-def _wide(table: Tensor) -> Tensor:
-    """``table`` in float32 at least: what the gradients of all rectangles, which may cancel, are added up in."""
-    return table if table.dtype.itemsize >= 4 else table.float()
-
-
 def _rectangle_again(*arguments: Any) -> Tensor:
     """:func:`_rectangle`, forgetting everything but its arguments until the backward pass."""
     if not torch.is_grad_enabled():
@@ -73,7 +67,7 @@ def _rectangle(
 ) -> Tensor:
     """``[B, L, H, d]`` for the tokens ``index`` ``[B, L]``, whose intervals are ``buckets`` ``[B, L, L]``."""
     queries, keys, values = (x[index].transpose(1, 2) for x in (q, k, v))  # [B, H, L, d]
-    queries, rk, rv = queries / math.sqrt(q.shape[-1]), rk.to(q.dtype), rv.to(q.dtype)
+    queries = queries / math.sqrt(q.shape[-1])
     by_bucket = queries @ rk.permute(1, 2, 0)  # [B, H, L, S + 1]
     looked_up = buckets[:, None].expand(-1, q.shape[1], -1, -1)  # [B, H, L, L]
     scores = queries @ keys.transpose(-1, -2) + by_bucket.gather(-1, looked_up)
@@ -82,9 +76,7 @@ def _rectangle(
     if dropout > 0:
         weights = _drop(weights, dropout)
     summed = torch.zeros_like(by_bucket).scatter_add(-1, looked_up, weights)  # [B, H, L, S + 1]
-    # One product over all rows of a head: broadcast over rows, its gradient would be rounded once a row.
-    by_head = summed.transpose(0, 1).flatten(1, 2) @ rv.transpose(0, 1)  # [H, B L, d]
-    return (weights @ values + by_head.unflatten(1, index.shape).transpose(0, 1)).transpose(1, 2)
+    return (weights @ values + summed @ rv.transpose(0, 1)).transpose(1, 2)
 
 
 def _drop(weights: Tensor, dropout: float) -> Tensor:
