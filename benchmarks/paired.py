@@ -39,10 +39,15 @@ def report(base: str, other: str, claim: str, folder: Path) -> Path:
         target="> 0 with its whole 95% interval",
         met=one["low"] > 0,
         peer=f"{found['run_a']} ({one['a']:.4f})",
-        command="python -m benchmarks.paired BASE OTHER --claim " + claim,
+        command=f"python -m benchmarks.paired {_folders(base)} {_folders(other)} --claim {claim}",
         runs=found,
         folder=folder,
     )
+
+
+def _folders(side: str) -> str:
+    """The runs of a side as a command takes them where they lie in runs/."""
+    return ",".join(f"runs/{path.name}" for path in find_runs(side))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -20,4 +20,5 @@ def test_a_clear_difference_is_met_and_none_is_not(tmp_path: Path) -> None:
         paired.main([str(base), str(other), "--claim", "sasrec-b-paired", "--out", str(tmp_path)])
         result = json.loads((tmp_path / "sasrec-b-paired.json").read_text())
         assert result["met"] is met and (result["value"] > 0) is met
+        assert result["command"].endswith(f"paired runs/{base.name} runs/{other.name} --claim sasrec-b-paired")
         assert "paired by query" in result["unit"] and result["runs"]["queries"] == 400
