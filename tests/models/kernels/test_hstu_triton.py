@@ -7,11 +7,7 @@ which the last test starts in a process of its own.
 from __future__ import annotations
 
 import os
-import re
-import subprocess
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +17,7 @@ from torch import Tensor
 from models.kernels.check import example, largest_error
 from models.kernels.hstu_attention.mask import AttentionMask
 from models.kernels.hstu_attention.reference import hstu_attention_reference
+from tests.models.kernels.triton_build import run_in_interpreter
 
 pytest.importorskip("triton")
 
@@ -146,10 +143,4 @@ def test_what_the_kernels_do_not_take_is_named() -> None:
 @pytest.mark.skipif(INTERPRETED, reason="this starts the others")
 @pytest.mark.timeout(600)
 def test_in_the_interpreter() -> None:
-    command = [sys.executable, "-m", "pytest", __file__, "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    result = subprocess.run(command, env=environment, cwd=Path(__file__).parents[3], capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
-    passed, skipped = (re.search(rf"(\d+) {word}", result.stdout) for word in ("passed", "skipped"))
-    assert passed and int(passed[1]) >= 14  # the numeric tests did run
-    assert skipped and int(skipped[1]) == 3
+    run_in_interpreter(__file__, passed=14, skipped=3)

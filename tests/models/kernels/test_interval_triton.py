@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
-import re
-import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +18,7 @@ from torch import Tensor
 from models.kernels.check import largest_error
 from models.kernels.interval_attention import UNITS, interval_attention
 from models.kernels.interval_attention.reference import interval_attention_reference
+from tests.models.kernels.triton_build import run_in_interpreter
 from tests.models.layers.test_interval_attention import example, value_and_gradients
 
 pytest.importorskip("triton")
@@ -202,10 +200,4 @@ def test_without_triton_the_import_says_what_to_do(monkeypatch: pytest.MonkeyPat
 @pytest.mark.skipif(INTERPRETED, reason="this starts the others")
 @pytest.mark.timeout(600)
 def test_in_the_interpreter() -> None:
-    command = [sys.executable, "-m", "pytest", __file__, "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    result = subprocess.run(command, env=environment, cwd=Path(__file__).parents[3], capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
-    passed, skipped = (re.search(rf"(\d+) {word}", result.stdout) for word in ("passed", "skipped"))
-    assert passed and int(passed[1]) >= 17  # the numeric tests did run
-    assert skipped and int(skipped[1]) == 3
+    run_in_interpreter(__file__, passed=17, skipped=3)

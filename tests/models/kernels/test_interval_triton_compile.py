@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-triton = pytest.importorskip("triton")
+from tests.models.kernels.triton_build import built
+
+pytest.importorskip("triton")
 
 FLOATS = {"logs", "scratch", "parts", "dk", "dv"}
 LONGS = {"times", "offsets", "seed"}
@@ -36,22 +37,7 @@ def compile_for(capability: int, name: str, dtype: str, width: int, unit: int = 
     fixed, warps = launches._sizes(width, 256, unit, 0.2), launches._warps(kind, name == "backward_kernel")
     kinds: dict[str, Any] = dict.fromkeys(FLOATS, "*fp32") | dict.fromkeys(LONGS, "*i64")
     kinds |= dict.fromkeys(SCALES, "fp32") | dict.fromkeys(NUMBERS, "i32")
-    signature = {key: "constexpr" if key in fixed else kinds.get(key, f"*{dtype}") for key in kernel.arg_names}
-    aligned = {
-        (place,): [["tt.divisibility", 16]]
-        for place, (key, kind) in enumerate(signature.items())
-        if kind.startswith("*") or key.endswith(("_token", "_head"))
-    }
-    source = triton.compiler.ASTSource(kernel, signature, fixed, aligned)
-    target = triton.backends.compiler.GPUTarget("cuda", capability, 32)
-    compiled = triton.compile(source, target=target, options={"num_warps": warps, "num_stages": launches.STAGES})
-    cubin = Path(compiled.metadata_group[next(key for key in compiled.metadata_group if key.endswith(".cubin"))])
-    cuobjdump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    usage = subprocess.run(
-        [cuobjdump, "--dump-resource-usage", cubin], capture_output=True, text=True, check=True
-    ).stdout
-    registers, stack, local = (int(re.search(rf"{word}:(\d+)", usage)[1]) for word in ("REG", "STACK", "LOCAL"))
-    return compiled.asm["ptx"], registers, stack + local
+    return built(capability, kernel, kinds, fixed, dtype, num_warps=warps, num_stages=launches.STAGES)
 
 
 @pytest.mark.slow

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-triton = pytest.importorskip("triton")
+from tests.models.kernels.triton_build import built
+
+pytest.importorskip("triton")
 
 # In float32 whatever the streams are.
 FLOATS = {"projection", "gate", "bias", "projected", "inverse", "grad_routes", "given", "parts", "sums"}
@@ -39,20 +40,7 @@ def compile_for(capability: int, name: str, dtype: str, streams: int, width: int
     fixed: dict[str, Any] = {**sizes, "HELD": chosen, "NORM": chosen}
     fixed = {key: value for key, value in fixed.items() if key in kernel.arg_names}
     kinds = dict.fromkeys(FLOATS, "*fp32") | {"tokens": "i32", "eps": "fp32"}
-    signature = {key: "constexpr" if key in fixed else kinds.get(key, f"*{dtype}") for key in kernel.arg_names}
-    aligned = {
-        (place,): [["tt.divisibility", 16]] for place, kind in enumerate(signature.values()) if kind.startswith("*")
-    }
-    source = triton.compiler.ASTSource(kernel, signature, fixed, aligned)
-    target = triton.backends.compiler.GPUTarget("cuda", capability, 32)
-    compiled = triton.compile(source, target=target, options={"num_warps": launches.WARPS})
-    cubin = Path(compiled.metadata_group[next(key for key in compiled.metadata_group if key.endswith(".cubin"))])
-    cuobjdump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    usage = subprocess.run(
-        [cuobjdump, "--dump-resource-usage", cubin], capture_output=True, text=True, check=True
-    ).stdout
-    registers, stack, local = (int(re.search(rf"{word}:(\d+)", usage)[1]) for word in ("REG", "STACK", "LOCAL"))
-    return compiled.asm["ptx"], registers, stack + local
+    return built(capability, kernel, kinds, fixed, dtype, num_warps=launches.WARPS)
 
 
 @pytest.mark.slow
